@@ -1,0 +1,1 @@
+"""kvmpy: a laboratory for virtualization in Python."""

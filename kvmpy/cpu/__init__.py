@@ -1,0 +1,1 @@
+"""What an x86 processor is: its state, modes, tables and identification. Pure Python, no I/O."""

@@ -1,0 +1,148 @@
+"""Ready-made initial states for the processor's modes, and the question which mode a state is in.
+
+This is on the path of every boot, so bits are literal constants here; `kvmpy.cpu.flags` has them with their names.
+Every segment satisfies the checks of VM entry on guest segment registers (Intel SDM vol. 3, 26.3.1.2): types accessed,
+limit and G consistent, TR a busy TSS, LDTR unusable.
+"""
+
+from __future__ import annotations
+
+from kvmpy.cpu.state import CpuState, DescriptorTable, Registers, Segment, SystemRegisters
+from kvmpy.errors import ConfigError
+from kvmpy.record import record
+
+CODE_SELECTOR = 0x08
+DATA_SELECTOR = 0x10
+CODE64_SELECTOR = 0x18
+
+# Flat segments with the accessed bit already set (SDM vol. 3, 3.4.5): null, 32-bit code, data, 64-bit code.
+_FLAT_GDT = (0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF, 0x00AF9B000000FFFF)
+
+_PE, _MP, _ET, _NE, _WP, _PG = 1 << 0, 1 << 1, 1 << 4, 1 << 5, 1 << 16, 1 << 31
+_PAE, _OSFXSR, _OSXMMEXCPT = 1 << 5, 1 << 9, 1 << 10
+_LME, _LMA, _NXE = 1 << 8, 1 << 10, 1 << 11
+_RFLAGS_FIXED, _RFLAGS_VM = 1 << 1, 1 << 17
+_CODE, _DATA, _LDT, _BUSY_TSS = 0xB, 0x3, 0x2, 0xB
+_DATA_SEGMENTS = ("ds", "es", "fs", "gs", "ss")
+
+
+@record
+class Mode:
+    """How the processor reads its instructions: the mode's name and the default operand size in bits."""
+
+    name: str
+    bits: int
+
+
+REAL = Mode("real", 16)
+VIRTUAL_8086 = Mode("virtual-8086", 16)
+PROTECTED_16 = Mode("protected-16", 16)
+PROTECTED_32 = Mode("protected-32", 32)
+COMPATIBILITY_16 = Mode("compatibility-16", 16)
+COMPATIBILITY_32 = Mode("compatibility-32", 32)
+LONG = Mode("long", 64)
+
+
+def mode_of(sregs: SystemRegisters, rflags: int = 0) -> Mode:
+    """Return the mode of CR0.PE, EFER.LMA, RFLAGS.VM and CS's L and D bits (Intel SDM vol. 3, 2.2)."""
+    if not sregs.cr0 & _PE:
+        return REAL
+    if sregs.efer & _LMA:
+        if sregs.cs.l:
+            return LONG
+        return COMPATIBILITY_32 if sregs.cs.db else COMPATIBILITY_16
+    if rflags & _RFLAGS_VM:
+        return VIRTUAL_8086
+    return PROTECTED_32 if sregs.cs.db else PROTECTED_16
+
+
+def cpl(sregs: SystemRegisters) -> int:
+    """Return the current privilege level: 0 in real mode, else SS.DPL (Intel SDM vol. 3, 24.4.1).
+
+    Not CS.RPL: between MOV CR0 and the far jump into protected mode CS still holds a paragraph number.
+    """
+    return sregs.ss.dpl if sregs.cr0 & _PE else 0
+
+
+def flat_gdt() -> bytes:
+    """Return the GDT that `protected_mode` and `long_mode` load: null, 32-bit code, data and 64-bit code."""
+    return b"".join(descriptor.to_bytes(8, "little") for descriptor in _FLAT_GDT)
+
+
+def real_segment(selector: int, *, code: bool = False) -> Segment:
+    """Return a segment register as a real-mode load leaves it: base 16 times the selector, limit 64 KiB."""
+    return Segment(selector=selector, base=selector << 4, limit=0xFFFF, type=_CODE if code else _DATA)
+
+
+def real_mode(entry: int, *, segment: int = 0, stack: int = 0x7C00) -> CpuState:
+    """Return a CPU about to run 16-bit code at `segment`:`entry`, with SS:SP at `segment`:`stack`.
+
+    All segment registers hold `segment`, interrupts are off, caches are on (as firmware leaves them, unlike RESET).
+    Raises ConfigError where a value does not fit in 16 bits.
+    """
+    for name, value in (("entry", entry), ("segment", segment), ("stack", stack)):
+        _check(value, 16, f"real-mode {name}")
+    sregs = SystemRegisters(cs=real_segment(segment, code=True), cr0=_ET)
+    for name in _DATA_SEGMENTS:
+        setattr(sregs, name, real_segment(segment))
+    sregs.ldt = _no_ldt()
+    return CpuState(Registers(rip=entry, rsp=stack, rflags=_RFLAGS_FIXED), sregs)
+
+
+def protected_mode(entry: int, stack: int, *, gdt: int = 0) -> CpuState:
+    """Return a CPU about to run flat 32-bit code at `entry`, unpaged, interrupts off, with an empty IDT.
+
+    CS is 0x08 and every data segment 0x10, 4 GiB from 0. `gdt` is where the caller puts `flat_gdt()`; the guest
+    needs it once it loads a segment register. Raises ConfigError where an address does not fit in 32 bits.
+    """
+    for name, value in (("entry", entry), ("stack", stack), ("GDT address", gdt)):
+        _check(value, 32, f"protected-mode {name}")
+    sregs = _flat_sregs(gdt)
+    sregs.cs = _flat(CODE_SELECTOR, _CODE, db=1)
+    sregs.cr0 = _PE | _MP | _ET | _NE
+    return CpuState(Registers(rip=entry, rsp=stack, rflags=_RFLAGS_FIXED), sregs)
+
+
+def long_mode(entry: int, stack: int, cr3: int, *, gdt: int = 0) -> CpuState:
+    """Return a CPU about to run 64-bit code at `entry`, interrupts off, SSE and no-execute on, with an empty IDT.
+
+    `cr3` is the physical address of a PML4 that the caller builds (`kvmpy.cpu.paging`), `gdt` the linear address
+    where it puts `flat_gdt()`. CS is 0x18, data segments are 0x10. Raises ConfigError where an address is not
+    canonical or `cr3` is not 4 KiB-aligned.
+    """
+    for name, value in (("entry", entry), ("stack", stack), ("GDT address", gdt)):
+        if not (0 <= value < 1 << 47 or (1 << 64) - (1 << 47) <= value < 1 << 64):
+            raise ConfigError(f"long-mode {name} {value:#x} is not canonical; bits 63:47 must all be equal")
+    _check(cr3, 52, "long-mode CR3")
+    if cr3 & 0xFFF:
+        raise ConfigError(f"long-mode CR3 {cr3:#x} is not 4 KiB-aligned; give the address of a PML4 table")
+    sregs = _flat_sregs(gdt)
+    sregs.cs = _flat(CODE64_SELECTOR, _CODE, l=1)
+    sregs.cr0 = _PE | _MP | _ET | _NE | _WP | _PG
+    sregs.cr3 = cr3
+    sregs.cr4 = _PAE | _OSFXSR | _OSXMMEXCPT
+    sregs.efer = _LME | _LMA | _NXE
+    return CpuState(Registers(rip=entry, rsp=stack, rflags=_RFLAGS_FIXED), sregs)
+
+
+def _flat_sregs(gdt: int) -> SystemRegisters:
+    sregs = SystemRegisters(tr=Segment(limit=0x67, type=_BUSY_TSS, s=0), ldt=_no_ldt())
+    for name in _DATA_SEGMENTS:
+        setattr(sregs, name, _flat(DATA_SELECTOR, _DATA, db=1))
+    sregs.gdt = DescriptorTable(gdt, 8 * len(_FLAT_GDT) - 1)
+    # With limit 0 no vector fits: the first exception stops the guest instead of running whatever lies at address 0.
+    sregs.idt = DescriptorTable(0, 0)
+    return sregs
+
+
+def _flat(selector: int, type_: int, *, db: int = 0, l: int = 0) -> Segment:  # noqa: E741 - the manual's name
+    return Segment(selector=selector, limit=0xFFFFFFFF, type=type_, db=db, l=l, g=1)
+
+
+def _no_ldt() -> Segment:
+    return Segment(limit=0, type=_LDT, s=0, present=0, unusable=1)
+
+
+def _check(value: int, bits: int, what: str) -> None:
+    if not 0 <= value < 1 << bits:
+        raise ConfigError(f"{what} {value:#x} does not fit in {bits} bits; choose an address below {1 << bits:#x}")

@@ -1,0 +1,49 @@
+"""The failures a user of kvmpy can cause or meet.
+
+Every message is one line that names what was attempted, on what, and what to do next.
+"""
+
+
+class KvmpyError(Exception):
+    """Base of every error that kvmpy raises on purpose."""
+
+
+class NoAcceleratorError(KvmpyError):
+    """Nothing on this machine can run a guest: /dev/kvm is missing, closed to us, or too old."""
+
+
+class KvmError(KvmpyError):
+    """An ioctl on a KVM file descriptor failed.
+
+    `ioctl` is its name in <linux/kvm.h>, `target` the object it was called on (`vCPU 0`), `errno` the kernel's answer.
+    """
+
+    def __init__(self, message: str, ioctl: str, target: str, errno: int) -> None:
+        super().__init__(message)
+        self.ioctl = ioctl
+        self.target = target
+        self.errno = errno
+
+
+class UnsupportedError(KvmpyError):
+    """The host, the accelerator, or the headers kvmpy was built with lack what was asked for."""
+
+
+class ConfigError(KvmpyError):
+    """A machine was asked for that cannot be built: overlapping ranges, odd sizes, too many vCPUs."""
+
+
+class MemoryAccessError(KvmpyError):
+    """A guest-physical or guest-virtual address that is not there, or not with this right."""
+
+
+class ImageError(KvmpyError):
+    """A guest image that cannot be loaded: missing, empty, damaged, or larger than memory."""
+
+
+class AssemblyError(KvmpyError):
+    """Assembly source that was refused; the message names line and text."""
+
+
+class BusError(KvmpyError):
+    """An access that no device claims, on a strict bus."""

@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: MIT */
+/* The hot path of the binding: enter the guest, pack the exit, wake a vCPU from another thread. */
+#define _GNU_SOURCE
+#include "enter.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int64_t kvmpy_ioctl(int fd, unsigned long request, void *argument)
+{
+    int result = ioctl(fd, request, argument);
+    return result < 0 ? -errno : result;
+}
+
+int64_t kvmpy_ioctl_value(int fd, unsigned long request, unsigned long argument)
+{
+    int result = ioctl(fd, request, argument);
+    return result < 0 ? -errno : result;
+}
+
+/* The kick signal only has to interrupt KVM_RUN; the handler runs no Python. */
+static void ignore(int signo)
+{
+    (void)signo;
+}
+
+int kvmpy_install_kick_handler(void)
+{
+    struct sigaction action = {.sa_handler = ignore}; /* no SA_RESTART: KVM_RUN must return EINTR */
+    return sigaction(SIGRTMIN, &action, NULL) < 0 ? -errno : 0;
+}
+
+/*
+ * immediate_exit covers the window before KVM_RUN sleeps, the signal a guest that is already running
+ * (Documentation/virt/kvm/api.rst, 5). A thread that has left the guest meanwhile takes the signal for nothing.
+ */
+void kvmpy_kick(struct kvmpy_vcpu *vcpu)
+{
+    if (!vcpu->run)
+        return;
+    __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+    int thread = __atomic_load_n(&vcpu->thread, __ATOMIC_SEQ_CST);
+    if (thread)
+        syscall(SYS_tgkill, getpid(), thread, SIGRTMIN);
+}
+
+static int run(struct kvmpy_vcpu *vcpu, uint64_t answer)
+{
+    static __thread int thread;
+    if (!vcpu->run)
+        return EBADF;
+    if (!thread)
+        thread = syscall(SYS_gettid);
+    if (vcpu->answer_at) {
+        memcpy(vcpu->answer_at, &answer, vcpu->answer_size); /* x86 is little-endian: the low bytes come first */
+        vcpu->answer_at = NULL;
+    }
+    vcpu->pending = 0;
+    __atomic_store_n(&vcpu->thread, thread, __ATOMIC_SEQ_CST);
+    int failed = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? errno : 0;
+    __atomic_store_n(&vcpu->thread, 0, __ATOMIC_SEQ_CST);
+    return failed;
+}
+
+static uint64_t pack_io(struct kvmpy_vcpu *vcpu)
+{
+    struct kvm_run *run = vcpu->run;
+    uint8_t *data = (uint8_t *)run + run->io.data_offset;
+    uint64_t exit = KVM_EXIT_IO | run->io.size << 8 | (uint64_t)run->io.port << 16;
+    vcpu->pending = 1;
+    if (run->io.direction == KVM_EXIT_IO_OUT)
+        exit |= KVMPY_OUT;
+    if (run->io.count != 1)
+        return exit | KVMPY_MANY;
+    if (run->io.direction == KVM_EXIT_IO_OUT) {
+        uint32_t value = 0;
+        memcpy(&value, data, run->io.size);
+        return exit | (uint64_t)value << 32;
+    }
+    vcpu->answer_at = data;
+    vcpu->answer_size = run->io.size;
+    return exit;
+}
+
+static uint64_t pack_mmio(struct kvmpy_vcpu *vcpu)
+{
+    struct kvm_run *run = vcpu->run;
+    vcpu->pending = 1;
+    if (run->mmio.is_write)
+        return KVM_EXIT_MMIO | run->mmio.len << 8 | KVMPY_OUT;
+    vcpu->answer_at = run->mmio.data;
+    vcpu->answer_size = run->mmio.len;
+    return KVM_EXIT_MMIO | run->mmio.len << 8;
+}
+
+static uint64_t pack(struct kvmpy_vcpu *vcpu, int failed)
+{
+    struct kvm_run *run = vcpu->run;
+    if (failed == EINTR || failed == EAGAIN) { /* EAGAIN: an application processor woke up for its SIPI */
+        __atomic_store_n(&run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+        return KVM_EXIT_INTR;
+    }
+    if (failed)
+        return KVMPY_ERROR | (uint64_t)failed << 32;
+    switch (run->exit_reason) {
+    case KVM_EXIT_IO:
+        return pack_io(vcpu);
+    case KVM_EXIT_MMIO:
+        return pack_mmio(vcpu);
+    case KVM_EXIT_X86_RDMSR:
+    case KVM_EXIT_X86_WRMSR:
+    case KVM_EXIT_HYPERCALL:
+        vcpu->pending = 1;
+        break;
+    }
+    return run->exit_reason;
+}
+
+uint64_t kvmpy_enter(struct kvmpy_vcpu *vcpu, uint64_t answer)
+{
+    uint64_t exit = pack(vcpu, run(vcpu, answer));
+    if (vcpu->run && vcpu->ring && __atomic_load_n(&vcpu->ring->last, __ATOMIC_ACQUIRE) != vcpu->ring->first)
+        exit |= KVMPY_RING_PENDING;
+    return exit;
+}
+
+/*
+ * KVM finishes an instruction that exited only when the guest is entered again. Enter and leave at once, so that
+ * the registers are those behind the instruction. A multi-part access may exit anew: the caller sees that exit.
+ */
+uint64_t kvmpy_complete(struct kvmpy_vcpu *vcpu, uint64_t answer)
+{
+    if (vcpu->run)
+        __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+    return pack(vcpu, run(vcpu, answer));
+}
+
+int kvmpy_pending(struct kvmpy_vcpu *vcpu)
+{
+    return vcpu->pending;
+}
+
+/*
+ * Take the oldest coalesced write and those behind it that went to the same address. KVM fills the ring at `last`, user
+ * space empties it at `first`. Returns how many entries were taken.
+ */
+int kvmpy_drain(struct kvm_coalesced_mmio_ring *ring, uint32_t capacity, struct kvmpy_write *write)
+{
+    uint32_t first = ring->first;
+    uint32_t last = __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE);
+    uint32_t used = 0;
+    write->count = 0;
+    while (first != last && first < capacity) {
+        struct kvm_coalesced_mmio *entry = &ring->coalesced_mmio[first];
+        if (!write->count) {
+            write->address = entry->phys_addr;
+            write->size = entry->len;
+            write->is_port = entry->pio;
+        } else if (entry->phys_addr != write->address || entry->len != write->size || entry->pio != write->is_port) {
+            break;
+        }
+        if (entry->len > sizeof entry->data || used + entry->len > sizeof write->data)
+            break;
+        memcpy(write->data + used, entry->data, entry->len);
+        used += entry->len;
+        write->count++;
+        first = (first + 1) % capacity;
+    }
+    __atomic_store_n(&ring->first, first, __ATOMIC_RELEASE);
+    return write->count;
+}

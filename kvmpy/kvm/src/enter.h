@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef KVMPY_ENTER_H
+#define KVMPY_ENTER_H
+
+#include <stdint.h>
+#include <linux/kvm.h>
+
+/*
+ * An exit packed into one integer, so that one call tells Python all it needs for the common ones:
+ *   bits  0-7   the reason, in KVM's numbering (KVM_EXIT_*)
+ *   bits  8-11  width of a port or MMIO access in bytes
+ *   bit  12     the guest writes
+ *   bit  13     a string instruction: several items lie in the data area
+ *   bit  14     coalesced writes wait in the ring and came before this exit
+ *   bits 16-31  the port
+ *   bits 32-63  the value written to the port, or errno
+ */
+#define KVMPY_OUT (1u << 12)
+#define KVMPY_MANY (1u << 13)
+#define KVMPY_RING_PENDING (1u << 14)
+#define KVMPY_ERROR 0xffu
+
+struct kvmpy_vcpu {
+    int fd;
+    struct kvm_run *run;
+    struct kvm_coalesced_mmio_ring *ring; /* NULL when the kernel has none */
+    void *answer_at;                      /* where the pending read wants its answer */
+    uint32_t answer_size;
+    int pending;                          /* an access that the next entry completes */
+    int thread;                           /* kernel id of the thread inside KVM_RUN, 0 when outside */
+};
+
+/* Writes to one address that followed each other in the ring. */
+struct kvmpy_write {
+    uint64_t address;
+    uint32_t size;
+    uint32_t is_port;
+    uint32_t count;
+    uint8_t data[2048];
+};
+
+int64_t kvmpy_ioctl(int fd, unsigned long request, void *argument);
+int64_t kvmpy_ioctl_value(int fd, unsigned long request, unsigned long argument);
+uint64_t kvmpy_enter(struct kvmpy_vcpu *vcpu, uint64_t answer);
+uint64_t kvmpy_complete(struct kvmpy_vcpu *vcpu, uint64_t answer);
+int kvmpy_pending(struct kvmpy_vcpu *vcpu);
+void kvmpy_kick(struct kvmpy_vcpu *vcpu);
+int kvmpy_install_kick_handler(void);
+int kvmpy_drain(struct kvm_coalesced_mmio_ring *ring, uint32_t capacity, struct kvmpy_write *write);
+
+#endif

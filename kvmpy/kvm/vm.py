@@ -1,0 +1,241 @@
+"""VmFd: a VM's file descriptor."""
+
+from __future__ import annotations
+
+from kvmpy.errors import ConfigError
+from kvmpy.kvm.binding import CData, Fd, constant, ffi
+from kvmpy.kvm.device import DeviceFd
+from kvmpy.kvm.query import check_extension
+from kvmpy.kvm.stats import StatsFd
+from kvmpy.kvm.vcpu import VcpuFd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MSR_INDEX_LIMIT = 1 << 32
+
+
+class VmFd(Fd):
+    """A virtual machine: its memory slots, vCPUs, interrupt chips, routes and clock.
+
+    Close its vCPUs first: KVM keeps the VM alive as long as one of them is open.
+    """
+
+    def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
+        super().__init__(fd, "the VM")
+        self._vcpu_mmap_size = vcpu_mmap_size
+        self.has_irqchip = False
+
+    def capability(self, name: str) -> int:
+        """Return a capability's value for this VM, 0 when it is missing."""
+        return check_extension(self, name)
+
+    def enable_cap(self, name: str, *args: int) -> None:
+        """Switch a capability on for this VM, with up to four arguments (KVM_ENABLE_CAP)."""
+        self.ioctl("KVM_ENABLE_CAP", ffi.new("struct kvm_enable_cap *", {"cap": constant(name), "args": args}))
+
+    def create_vcpu(self, vcpu_id: int = 0) -> VcpuFd:
+        """Create the vCPU with this id (its initial APIC id)."""
+        fd = self.ioctl_value("KVM_CREATE_VCPU", vcpu_id)
+        return VcpuFd(fd, vcpu_id, self._vcpu_mmap_size)
+
+    def set_boot_cpu_id(self, vcpu_id: int) -> None:
+        """Choose the bootstrap processor, before any vCPU is created."""
+        self.ioctl_value("KVM_SET_BOOT_CPU_ID", vcpu_id)
+
+    # Memory
+
+    def set_memory_region(self, slot: int, gpa: int, size: int, address: int, *, flags: int = 0) -> None:
+        """Back `size` bytes at guest-physical `gpa` with this process's memory at `address`; size 0 deletes the slot.
+
+        `flags` are KVM_MEM_LOG_DIRTY_PAGES and KVM_MEM_READONLY. `slot` holds the address space in its upper 16 bits.
+        """
+        region = ffi.new("struct kvm_userspace_memory_region *", (slot, flags, gpa, size, address))
+        self.ioctl("KVM_SET_USER_MEMORY_REGION", region)
+
+    def get_dirty_log(self, slot: int, pages: int) -> bytes:
+        """Return the bitmap of the slot's pages written since the last call, bit 0 first; the log starts anew.
+
+        `pages` is the slot's size; KVM writes whole 64-bit words.
+        """
+        bitmap = ffi.new("uint64_t[]", -(-pages // 64))
+        self.ioctl("KVM_GET_DIRTY_LOG", ffi.new("struct kvm_dirty_log *", {"slot": slot, "dirty_bitmap": bitmap}))
+        return bytes(ffi.buffer(bitmap))
+
+    def clear_dirty_log(self, slot: int, first_page: int, bitmap: bytes) -> None:
+        """Mark pages clean (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2). `first_page` and the page count are multiples of 64."""
+        data = ffi.from_buffer(bitmap)
+        clear = {"slot": slot, "num_pages": len(bitmap) * 8, "first_page": first_page, "dirty_bitmap": data}
+        self.ioctl("KVM_CLEAR_DIRTY_LOG", ffi.new("struct kvm_clear_dirty_log *", clear))
+
+    def reset_dirty_rings(self) -> int:
+        """Give the harvested entries of all dirty rings back to KVM; return how many."""
+        return self.ioctl_value("KVM_RESET_DIRTY_RINGS")
+
+    def set_tss_address(self, gpa: int) -> None:
+        """Place the three pages of TSS that Intel hosts need for real mode."""
+        self.ioctl_value("KVM_SET_TSS_ADDR", gpa)
+
+    def set_identity_map_address(self, gpa: int) -> None:
+        """Place the page table that Intel hosts need for real mode, before any vCPU is created."""
+        self.ioctl("KVM_SET_IDENTITY_MAP_ADDR", ffi.new("uint64_t *", gpa))
+
+    def set_mmu_pages(self, count: int) -> None:
+        """Limit the shadow pages of this VM."""
+        self.ioctl_value("KVM_SET_NR_MMU_PAGES", count)
+
+    def mmu_pages(self) -> int:
+        """Return the limit of shadow pages."""
+        return self.ioctl_value("KVM_GET_NR_MMU_PAGES")
+
+    # Coalesced writes and eventfds
+
+    def coalesce(self, address: int, size: int, *, port: bool = False) -> None:
+        """Collect writes to this MMIO range or port range in the ring instead of exiting for each."""
+        self.ioctl("KVM_REGISTER_COALESCED_MMIO", _zone(address, size, port))
+
+    def uncoalesce(self, address: int, size: int, *, port: bool = False) -> None:
+        """Let writes to the range exit again."""
+        self.ioctl("KVM_UNREGISTER_COALESCED_MMIO", _zone(address, size, port))
+
+    def ioeventfd(
+        self, fd: int, address: int, size: int, *, port: bool = False, match: int | None = None, remove: bool = False
+    ) -> None:
+        """Signal the eventfd `fd` when the guest writes (`match`, if given) to the address, instead of exiting."""
+        flags = constant("KVM_IOEVENTFD_FLAG_PIO") if port else 0
+        flags |= constant("KVM_IOEVENTFD_FLAG_DATAMATCH") if match is not None else 0
+        flags |= constant("KVM_IOEVENTFD_FLAG_DEASSIGN") if remove else 0
+        request = {"datamatch": match or 0, "addr": address, "len": size, "fd": fd, "flags": flags}
+        self.ioctl("KVM_IOEVENTFD", ffi.new("struct kvm_ioeventfd *", request))
+
+    def irqfd(self, fd: int, gsi: int, *, resample_fd: int | None = None, remove: bool = False) -> None:
+        """Raise interrupt line `gsi` when the eventfd `fd` is signalled; with `resample_fd` the line is level-triggered."""
+        flags = constant("KVM_IRQFD_FLAG_DEASSIGN") if remove else 0
+        flags |= constant("KVM_IRQFD_FLAG_RESAMPLE") if resample_fd is not None else 0
+        request = {"fd": fd, "gsi": gsi, "flags": flags, "resamplefd": resample_fd or 0}
+        self.ioctl("KVM_IRQFD", ffi.new("struct kvm_irqfd *", request))
+
+    # Interrupt chips
+
+    def create_irqchip(self) -> None:
+        """Create PIC, IOAPIC and local APICs in the kernel, before any vCPU."""
+        self.ioctl_value("KVM_CREATE_IRQCHIP")
+        self.has_irqchip = True
+
+    def create_split_irqchip(self, pins: int = 24) -> None:
+        """Create only the local APICs in the kernel; `pins` routes are kept for an IOAPIC in user space."""
+        self.enable_cap("KVM_CAP_SPLIT_IRQCHIP", pins)
+        self.has_irqchip = True
+
+    def create_pit(self, *, speaker: bool = True) -> None:
+        """Create the 8254 in the kernel; `speaker` also takes port 0x61 there."""
+        flags = constant("KVM_PIT_SPEAKER_DUMMY") if speaker else 0
+        self.ioctl("KVM_CREATE_PIT2", ffi.new("struct kvm_pit_config *", {"flags": flags}))
+
+    def get_irqchip(self, chip: str) -> CData:
+        """Return `struct kvm_irqchip *` of "PIC_MASTER", "PIC_SLAVE" or "IOAPIC"."""
+        out = ffi.new("struct kvm_irqchip *", {"chip_id": constant(f"KVM_IRQCHIP_{chip}")})
+        self.ioctl("KVM_GET_IRQCHIP", out)
+        return out
+
+    def set_irqchip(self, chip: CData) -> None:
+        """Set one of the chips from `struct kvm_irqchip *`."""
+        self.ioctl("KVM_SET_IRQCHIP", chip)
+
+    def get_pit(self) -> CData:
+        """Return `struct kvm_pit_state2 *`."""
+        return self.get("KVM_GET_PIT2", "kvm_pit_state2")
+
+    def set_pit(self, state: CData) -> None:
+        """Set the 8254 from `struct kvm_pit_state2 *`."""
+        self.ioctl("KVM_SET_PIT2", state)
+
+    def set_pit_reinject(self, on: bool) -> None:
+        """Choose whether ticks the guest missed are delivered later."""
+        self.ioctl("KVM_REINJECT_CONTROL", ffi.new("struct kvm_reinject_control *", {"pit_reinject": on}))
+
+    def irq_line(self, gsi: int, level: int) -> None:
+        """Set the level of an interrupt line."""
+        self.ioctl("KVM_IRQ_LINE", ffi.new("struct kvm_irq_level *", {"irq": gsi, "level": level}))
+
+    def irq_line_status(self, gsi: int, level: int) -> int:
+        """Set a line's level; return how many CPUs got it, 0 when it was merged, -1 when it was masked."""
+        request = ffi.new("struct kvm_irq_level *", {"irq": gsi, "level": level})
+        self.ioctl("KVM_IRQ_LINE_STATUS", request)
+        status: int = request.status
+        return status
+
+    def set_gsi_routing(self, routes: Iterable[tuple[int, str, int] | tuple[int, int, int]]) -> None:
+        """Replace all interrupt routes.
+
+        A route is (gsi, "PIC_MASTER" | "PIC_SLAVE" | "IOAPIC", pin) or, for a message, (gsi, address, data).
+        """
+        entries = [_route(*route) for route in routes]
+        table = ffi.new("struct kvm_irq_routing *", {"nr": len(entries), "entries": entries})
+        self.ioctl("KVM_SET_GSI_ROUTING", table)
+
+    def signal_msi(self, address: int, data: int) -> int:
+        """Send a message-signalled interrupt; return 0 when the guest blocked it."""
+        request = {"address_lo": address & 0xFFFFFFFF, "address_hi": address >> 32, "data": data}
+        return self.ioctl("KVM_SIGNAL_MSI", ffi.new("struct kvm_msi *", request))
+
+    # Time, MSRs, devices, statistics
+
+    def get_clock(self) -> CData:
+        """Return `struct kvm_clock_data *`: the VM's clock in nanoseconds."""
+        return self.get("KVM_GET_CLOCK", "kvm_clock_data")
+
+    def set_clock(self, nanoseconds: int) -> None:
+        """Set the VM's clock."""
+        self.ioctl("KVM_SET_CLOCK", ffi.new("struct kvm_clock_data *", {"clock": nanoseconds}))
+
+    def tsc_khz(self) -> int:
+        """Return the TSC frequency of vCPUs to come, in kHz."""
+        return self.ioctl_value("KVM_GET_TSC_KHZ")
+
+    def set_tsc_khz(self, khz: int) -> None:
+        """Set the TSC frequency of vCPUs to come (KVM_CAP_VM_TSC_CONTROL)."""
+        self.ioctl_value("KVM_SET_TSC_KHZ", khz)
+
+    def exit_on_msrs(self, *, unknown: bool = True, invalid: bool = True, filtered: bool = True) -> None:
+        """Choose which MSR accesses exit to user space instead of raising #GP (KVM_CAP_X86_USER_SPACE_MSR)."""
+        reasons = {"UNKNOWN": unknown, "INVAL": invalid, "FILTER": filtered}
+        mask = sum(constant(f"KVM_MSR_EXIT_REASON_{name}") for name, on in reasons.items() if on)
+        self.enable_cap("KVM_CAP_X86_USER_SPACE_MSR", mask)
+
+    def filter_msrs(self, denied: Iterable[int], *, read: bool = True, write: bool = True) -> None:
+        """Deny the guest these MSRs; with `exit_on_msrs()` a denied access exits. No MSR at all lifts the filter."""
+        flags = (constant("KVM_MSR_FILTER_READ") if read else 0) | (constant("KVM_MSR_FILTER_WRITE") if write else 0)
+        request = ffi.new("struct kvm_msr_filter *", {"flags": constant("KVM_MSR_FILTER_DEFAULT_ALLOW")})
+        keep = []
+        for i, index in enumerate(sorted(set(denied))):
+            if i >= constant("KVM_MSR_FILTER_MAX_RANGES") or not 0 <= index < MSR_INDEX_LIMIT:
+                raise ConfigError(
+                    f"MSR filter: {index:#x} cannot be added; at most 16 MSRs of 32-bit index can be denied"
+                )
+            keep.append(ffi.new("uint8_t[8]"))  # all bits 0: denied
+            request.ranges[i] = {"flags": flags, "nmsrs": 1, "base": index, "bitmap": keep[-1]}
+        self.ioctl("KVM_X86_SET_MSR_FILTER", request)
+
+    def create_device(self, kind: int, *, test: bool = False) -> DeviceFd | None:
+        """Create an in-kernel device (KVM_DEV_TYPE_*); with `test` only ask whether it could be created."""
+        request = ffi.new("struct kvm_create_device *", {"type": kind, "flags": int(test)})
+        self.ioctl("KVM_CREATE_DEVICE", request)
+        return None if test else DeviceFd(request.fd, f"device {kind}")
+
+    def stats(self) -> StatsFd:
+        """Open the VM's statistics (KVM_CAP_BINARY_STATS_FD)."""
+        return StatsFd(self.ioctl_value("KVM_GET_STATS_FD"), f"the statistics of {self.target}")
+
+
+def _zone(address: int, size: int, port: bool) -> CData:
+    return ffi.new("struct kvm_coalesced_mmio_zone *", {"addr": address, "size": size, "pio": int(port)})
+
+
+def _route(gsi: int, target: str | int, value: int) -> dict[str, object]:
+    if isinstance(target, str):
+        chip = {"irqchip": constant(f"KVM_IRQCHIP_{target}"), "pin": value}
+        return {"gsi": gsi, "type": constant("KVM_IRQ_ROUTING_IRQCHIP"), "u": {"irqchip": chip}}
+    message = {"address_lo": target & 0xFFFFFFFF, "address_hi": target >> 32, "data": value}
+    return {"gsi": gsi, "type": constant("KVM_IRQ_ROUTING_MSI"), "u": {"msi": message}}
