@@ -26,6 +26,11 @@ class Device(ABC):
     def write(self, offset: int, size: int, value: int) -> None:
         """Take a guest's write of `value`, an unsigned integer of `size` bytes."""
 
+    def write_many(self, offset: int, size: int, data: bytes) -> None:
+        """Take the items of a string instruction, or of writes that were collected on the way, in order."""
+        for i in range(0, len(data), size):
+            self.write(offset, size, int.from_bytes(data[i : i + size], "little"))
+
     def state(self) -> dict[str, object]:
         """Return what must be kept to go on later, as plain data."""
         return {}

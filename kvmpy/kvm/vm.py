@@ -214,7 +214,7 @@ class VmFd(Fd):
                 raise ConfigError(
                     f"MSR filter: {index:#x} cannot be added; at most 16 MSRs of 32-bit index can be denied"
                 )
-            keep.append(ffi.new("uint8_t[8]"))  # all bits 0: denied
+            keep.append(ffi.new("__u8[8]"))  # all bits 0: denied
             request.ranges[i] = {"flags": flags, "nmsrs": 1, "base": index, "bitmap": keep[-1]}
         self.ioctl("KVM_X86_SET_MSR_FILTER", request)
 

@@ -8,6 +8,7 @@ struct kvmpy_vcpu {
     int fd;
     struct kvm_run *run;
     struct kvm_coalesced_mmio_ring *ring;
+    uint64_t entries;
     ...;
 };
 struct kvmpy_write { uint64_t address; uint32_t size; uint32_t is_port; uint32_t count; uint8_t data[2048]; };

@@ -60,6 +60,7 @@ static int run(struct kvmpy_vcpu *vcpu, uint64_t answer)
         vcpu->answer_at = NULL;
     }
     vcpu->pending = 0;
+    __atomic_store_n(&vcpu->entries, vcpu->entries + 1, __ATOMIC_RELAXED);
     __atomic_store_n(&vcpu->thread, thread, __ATOMIC_SEQ_CST);
     int failed = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? errno : 0;
     __atomic_store_n(&vcpu->thread, 0, __ATOMIC_SEQ_CST);

@@ -28,6 +28,7 @@ struct kvmpy_vcpu {
     uint32_t answer_size;
     int pending;                          /* an access that the next entry completes */
     int thread;                           /* kernel id of the thread inside KVM_RUN, 0 when outside */
+    uint64_t entries;                     /* how often KVM_RUN was called */
 };
 
 /* Writes to one address that followed each other in the ring. */

@@ -1,0 +1,1 @@
+"""Who executes the guest. Every accelerator gives the same Vm, Vcpu and Exits."""

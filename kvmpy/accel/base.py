@@ -1,0 +1,196 @@
+"""The contract every accelerator keeps: Accelerator gives Vm, Vm gives Vcpu, Vcpu gives Exits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Self
+
+    from kvmpy.accel.exits import Exit
+    from kvmpy.accel.probe import Features
+    from kvmpy.cpu.cpuid import CpuidTable
+    from kvmpy.cpu.state import CpuState, Registers, SystemRegisters
+    from kvmpy.memory import GuestMemory
+
+
+class Closing(ABC):
+    """Something that holds descriptors or mappings: a context manager, closed once or more often."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything; harmless when repeated."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Vcpu(Closing):
+    """One virtual CPU. Only one thread at a time may use it, except for `kick()`.
+
+    `enter(answer)` is the hot path: give a pending read its answer, run the guest until it exits, return the exit as
+    `kvmpy.accel.packed` packs it. `run()` is the same with a typed Exit.
+    """
+
+    id: int
+    enter: Callable[[int], int]
+
+    @abstractmethod
+    def run(self) -> Exit:
+        """Run the guest until it exits. What was filled into the previous exit is the answer to its read."""
+
+    @abstractmethod
+    def exit(self, code: int) -> Exit:
+        """Return the typed form of the packed exit just received from `enter()`."""
+
+    @abstractmethod
+    def step(self) -> Exit:
+        """Run one instruction: a Debug exit, or the exit the instruction itself caused."""
+
+    @abstractmethod
+    def kick(self) -> None:
+        """Make the vCPU leave the guest, now or at its next entry. Any thread may call it."""
+
+    @abstractmethod
+    def error(self, code: int) -> Exception:
+        """Return the error behind a packed exit whose reason is ERROR."""
+
+    @property
+    @abstractmethod
+    def entries(self) -> int:
+        """How often the guest was entered; any thread may read it."""
+
+    @property
+    @abstractmethod
+    def mmio(self) -> tuple[int, int]:
+        """The address and the value written of the current MMIO exit."""
+
+    @abstractmethod
+    def io_data(self) -> memoryview:
+        """Return the items of the current string I/O exit, writable for a read."""
+
+    @property
+    @abstractmethod
+    def regs(self) -> Registers:
+        """A copy of the general registers; assign it back to change them.
+
+        At an access that has exited RIP may be before or behind the instruction: `complete()` settles it.
+        """
+
+    @regs.setter
+    @abstractmethod
+    def regs(self, regs: Registers) -> None: ...
+
+    @property
+    @abstractmethod
+    def sregs(self) -> SystemRegisters:
+        """A copy of segments, tables and control registers; assign it back to change them."""
+
+    @sregs.setter
+    @abstractmethod
+    def sregs(self, sregs: SystemRegisters) -> None: ...
+
+    @property
+    @abstractmethod
+    def state(self) -> CpuState:
+        """The whole architectural state. Reading or setting it first finishes an access that has exited."""
+
+    @state.setter
+    @abstractmethod
+    def state(self, state: CpuState) -> None: ...
+
+    @abstractmethod
+    def complete(self) -> None:
+        """Finish an access that has exited, without running further, so that the registers are those behind it."""
+
+    @property
+    @abstractmethod
+    def breakpoints(self) -> list[int]:
+        """Linear addresses at which `run()` gives a Debug exit before the instruction; at most four."""
+
+    @breakpoints.setter
+    @abstractmethod
+    def breakpoints(self, addresses: Iterable[int]) -> None: ...
+
+    @property
+    @abstractmethod
+    def cpuid(self) -> CpuidTable:
+        """The vCPU's CPUID table; assign an edited one before the first run."""
+
+    @cpuid.setter
+    @abstractmethod
+    def cpuid(self, table: CpuidTable) -> None: ...
+
+    @abstractmethod
+    def interrupt(self, vector: int) -> None:
+        """Deliver an external interrupt as soon as the guest takes one; only in a VM without an interrupt chip."""
+
+    @abstractmethod
+    def nmi(self) -> None:
+        """Deliver a non-maskable interrupt."""
+
+    @abstractmethod
+    def raise_exception(self, vector: int, error_code: int | None = None) -> None:
+        """Deliver an exception at the next entry."""
+
+    @abstractmethod
+    def translate(self, gva: int) -> int | None:
+        """Return the GPA behind a linear address as the accelerator sees it, None when it is not mapped."""
+
+    @abstractmethod
+    def halted(self) -> bool:
+        """True when the vCPU waits in HLT with interrupts off, or was never started: only NMI or INIT could wake it."""
+
+
+class Vm(Closing):
+    """A virtual machine: memory, vCPUs, interrupt lines."""
+
+    irqchip: str
+
+    @abstractmethod
+    def add_memory(self, memory: GuestMemory) -> None:
+        """Give the guest all regions of `memory`, which must outlive the VM."""
+
+    @abstractmethod
+    def create_vcpu(self, vcpu_id: int = 0, *, cpus: int = 1) -> Vcpu:
+        """Create a vCPU of a machine with `cpus` of them, in the state after RESET, with the host's CPUID."""
+
+    @abstractmethod
+    def set_irq(self, gsi: int, level: int) -> None:
+        """Drive a line of the accelerator's interrupt chip; without one nothing happens."""
+
+    @abstractmethod
+    def coalesce(self, port: int, on: bool) -> bool:
+        """Collect one-byte writes to the port instead of exiting for each; return whether the accelerator can."""
+
+    @abstractmethod
+    def take_writes(self) -> tuple[int, int, bool, bytes] | None:
+        """Return the oldest collected writes to one address: (address, size, is a port, data), or None."""
+
+    @abstractmethod
+    def exit_on_msrs(self, indices: Iterable[int]) -> None:
+        """Let the guest's accesses to these MSRs exit (Rdmsr, Wrmsr)."""
+
+    @abstractmethod
+    def dirty_pages(self) -> list[int]:
+        """Return the GPAs of the pages written since the last call; the first call starts the log, and returns none."""
+
+
+class Accelerator(Closing):
+    """Something that executes x86 code: `name` is what users call it, `features` the probed truth about it."""
+
+    name: str
+
+    @abstractmethod
+    def create_vm(self, *, irqchip: str = "none") -> Vm:
+        """Create a VM whose accelerator holds the interrupt chips: "kernel" (PIC, IOAPIC, APICs, PIT) or "none"."""
+
+    @property
+    @abstractmethod
+    def features(self) -> Features:
+        """What this host's accelerator does right; each is probed when first asked for."""

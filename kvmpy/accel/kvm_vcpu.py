@@ -1,0 +1,323 @@
+"""A vCPU on KVM."""
+
+from __future__ import annotations
+
+import functools
+
+from kvmpy.accel import packed
+from kvmpy.accel.base import Vcpu
+from kvmpy.accel.kvm_state import (
+    load_debug,
+    load_events,
+    load_regs,
+    load_sregs,
+    store_debug,
+    store_events,
+    store_regs,
+    store_sregs,
+)
+from kvmpy.cpu.state import CpuState, MpState, Registers, SystemRegisters
+from kvmpy.errors import ConfigError
+from kvmpy.kvm.binding import CData, constant, ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from kvmpy.accel.exits import Exit
+    from kvmpy.accel.kvm import KvmVm
+    from kvmpy.cpu.cpuid import CpuidTable
+    from kvmpy.kvm.vcpu import VcpuFd
+
+RFLAGS_IF = 1 << 9
+ALL_ONES = 0xFFFF_FFFF_FFFF_FFFF
+BREAKPOINT_LIMIT = 4
+DR7_FIXED = 0x400  # bit 10 reads as one (Intel SDM vol. 3, 17.2.4)
+XSTATE_BV_AT = 512  # the first word of the XSAVE header (Intel SDM vol. 1, 13.4.2)
+XSTATE_X87_SSE = 3
+LEAF_FEATURES, LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2 = 1, 0xB, 0x1F
+PARKED_STATES = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
+
+
+class KvmVcpu(Vcpu):
+    """A vCPU on KVM. General and system registers travel in the run page (KVM_CAP_SYNC_REGS), not by ioctl."""
+
+    def __init__(self, vm: KvmVm, fd: VcpuFd) -> None:
+        self.vm = vm
+        self.fd = fd
+        self.id = fd.id
+        self.enter: Callable[[int], int] = functools.partial(lib.kvmpy_enter, fd.handle)
+        self._page_valid = False
+        self._answer: Callable[[], int] | None = None
+        self._parked: int | None = None
+        self._breakpoints: list[int] = []
+        fd.run.kvm_valid_regs = constant("KVM_SYNC_X86_REGS") | constant("KVM_SYNC_X86_SREGS")
+
+    # Running
+
+    def run(self) -> Exit:
+        """Run until the next exit; see Vcpu."""
+        self._step_past_breakpoint()
+        return self.exit(self._next_exit())
+
+    def _next_exit(self) -> int:
+        code, self._parked = self._parked, None
+        if code is None:
+            code = self.enter(self._take_answer())
+        if code & packed.REASON_MASK == packed.ERROR:
+            raise self.error(code)
+        return code
+
+    def _take_answer(self) -> int:
+        answer, self._answer = self._answer, None
+        return ALL_ONES if answer is None else answer()
+
+    def exit(self, code: int) -> Exit:
+        """Return the typed exit behind a packed one."""
+        from kvmpy.accel.kvm_exits import typed_exit
+
+        exit, self._answer = typed_exit(self.fd, code)
+        return exit
+
+    def complete(self) -> None:
+        """Finish a pending access; an exit that this causes waits for the next `run()`."""
+        while self.fd.pending and self._parked is None:
+            code = lib.kvmpy_complete(self.fd.handle, self._take_answer())
+            if code & packed.REASON_MASK == packed.ERROR:
+                raise self.error(code)
+            if code & packed.REASON_MASK != packed.INTERRUPTED:
+                self._parked = code
+
+    def step(self) -> Exit:
+        """Run one instruction with the trap flag held by KVM."""
+        self._debug(constant("KVM_GUESTDBG_ENABLE") | constant("KVM_GUESTDBG_SINGLESTEP"))
+        try:
+            return self.exit(self._next_exit())
+        finally:
+            self._arm_breakpoints()
+
+    def kick(self) -> None:
+        """Make the vCPU leave the guest."""
+        self.fd.kick()
+
+    def error(self, code: int) -> Exception:
+        """Return the KvmError behind a packed exit."""
+        return self.fd.run_error(code)
+
+    @property
+    def entries(self) -> int:
+        """How often KVM_RUN was called."""
+        count: int = self.fd.handle.entries
+        return count
+
+    @property
+    def mmio(self) -> tuple[int, int]:
+        """Address and written value of the current MMIO exit."""
+        access = self.fd.run.mmio
+        return access.phys_addr, int.from_bytes(bytes(access.data)[: access.len], "little")
+
+    def io_data(self) -> memoryview:
+        """Return the items of the current string I/O exit."""
+        return self.fd.io_data()
+
+    # State
+
+    def _page(self) -> CData:
+        """Return the register groups of the run page, filled by ioctl when KVM has not done it yet."""
+        page = self.fd.run.s.regs
+        if not self._page_valid and not self.entries:
+            page.regs = self.fd.get_regs()[0]
+            page.sregs = self.fd.get_sregs()[0]
+        self._page_valid = True
+        return page
+
+    def _flush(self) -> None:
+        """Give KVM what was changed in the run page: ioctls other than KVM_RUN do not look there."""
+        run = self.fd.run
+        if run.kvm_dirty_regs & constant("KVM_SYNC_X86_SREGS"):
+            self.fd.set_sregs(ffi.addressof(run.s.regs.sregs))
+        if run.kvm_dirty_regs & constant("KVM_SYNC_X86_REGS"):
+            self.fd.set_regs(ffi.addressof(run.s.regs.regs))
+        run.kvm_dirty_regs = 0
+
+    @property
+    def regs(self) -> Registers:
+        """The general registers."""
+        return load_regs(self._page().regs)
+
+    @regs.setter
+    def regs(self, regs: Registers) -> None:
+        self.complete()
+        store_regs(self._page().regs, regs)
+        self.fd.run.kvm_dirty_regs |= constant("KVM_SYNC_X86_REGS")
+
+    @property
+    def sregs(self) -> SystemRegisters:
+        """The system registers."""
+        return load_sregs(self._page().sregs)
+
+    @sregs.setter
+    def sregs(self, sregs: SystemRegisters) -> None:
+        self.complete()
+        store_sregs(self._page().sregs, sregs)
+        self.fd.run.kvm_dirty_regs |= constant("KVM_SYNC_X86_SREGS")
+
+    @property
+    def state(self) -> CpuState:
+        """The whole state, gathered by ioctl."""
+        self.complete()
+        self._flush()
+        fd = self.fd
+        return CpuState(
+            regs=self.regs,
+            sregs=self.sregs,
+            debug=load_debug(fd.get_debugregs()),
+            msrs=fd.get_msrs(self.vm.accelerator.state_msrs),
+            xcrs=fd.get_xcrs(),
+            xsave=fd.get_xsave2(self.vm.accelerator.xsave_size),
+            events=load_events(fd.get_events()),
+            lapic=fd.get_lapic() if self.vm.irqchip == "kernel" else None,
+            mp_state=fd.get_mp_state() if self.vm.irqchip == "kernel" else MpState.RUNNABLE,
+        )
+
+    @state.setter
+    def state(self, state: CpuState) -> None:
+        self.regs = state.regs
+        self.sregs = state.sregs
+        self._flush()
+        fd = self.fd
+        if state.xcrs:
+            fd.set_xcrs(state.xcrs)
+        if state.xsave:
+            fd.set_xsave(_with_x87_sse(state.xsave))
+        if state.msrs:
+            fd.set_msrs(state.msrs)
+        fd.set_debugregs(store_debug(state.debug))
+        if state.lapic is not None and self.vm.irqchip == "kernel":
+            fd.set_lapic(state.lapic)
+        if self.vm.irqchip == "kernel":
+            fd.set_mp_state(state.mp_state)
+        fd.set_events(store_events(state.events, sipi=state.mp_state == MpState.SIPI_RECEIVED))
+
+    # Debugging
+
+    @property
+    def breakpoints(self) -> list[int]:
+        """The linear addresses that give a Debug exit."""
+        return list(self._breakpoints)
+
+    @breakpoints.setter
+    def breakpoints(self, addresses: Iterable[int]) -> None:
+        wanted = list(dict.fromkeys(addresses))
+        if len(wanted) > BREAKPOINT_LIMIT:
+            raise ConfigError(f"{len(wanted)} breakpoints: the processor has four debug registers; remove some")
+        self._breakpoints = wanted
+        self._arm_breakpoints()
+
+    def _arm_breakpoints(self) -> None:
+        if not self._breakpoints:
+            self._debug(0)
+            return
+        dr7 = DR7_FIXED | sum(1 << 2 * i for i in range(len(self._breakpoints)))
+        spare = [0] * (BREAKPOINT_LIMIT - len(self._breakpoints))
+        registers = [*self._breakpoints, *spare, 0, 0, 0, dr7]
+        self._debug(constant("KVM_GUESTDBG_ENABLE") | constant("KVM_GUESTDBG_USE_HW_BP"), registers)
+
+    def _debug(self, control: int, registers: Iterable[int] = ()) -> None:
+        # KVM compares against, or steps from, the registers it holds itself.
+        self._flush()
+        self.fd.set_guest_debug(control, registers)
+
+    def _step_past_breakpoint(self) -> None:
+        """Leave the breakpoint the vCPU stands on: not every host honours RF (Intel SDM vol. 3, 17.3.1.1)."""
+        if self._breakpoints and self.entries and self._parked is None and self._linear_rip() in self._breakpoints:
+            self._parked = self._code_unless_stepped()
+
+    def _linear_rip(self) -> int:
+        page = self._page()
+        address: int = page.sregs.cs.base + page.regs.rip
+        return address
+
+    def _code_unless_stepped(self) -> int | None:
+        self._debug(constant("KVM_GUESTDBG_ENABLE") | constant("KVM_GUESTDBG_SINGLESTEP"))
+        try:
+            code = self._next_exit()
+        finally:
+            self._arm_breakpoints()
+        if code & packed.REASON_MASK == packed.DEBUG and self._linear_rip() not in self._breakpoints:
+            return None
+        return code
+
+    # Identification and events
+
+    def set_host_cpuid(self, table: CData, cpus: int) -> None:
+        """Take the host's CPUID table with this vCPU's own APIC id and the machine's number of CPUs."""
+        copy = ffi.new("struct kvm_cpuid2 *", {"nent": table.nent, "entries": table.nent})
+        ffi.memmove(copy.entries, table.entries, table.nent * ffi.sizeof("struct kvm_cpuid_entry2"))
+        for i in range(copy.nent):
+            entry = copy.entries[i]
+            if entry.function == LEAF_FEATURES:
+                entry.ebx = entry.ebx & 0xFF00 | self.id << 24 | (cpus & 0xFF) << 16
+            elif entry.function in (LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2):
+                entry.edx = self.id
+        self.fd.set_cpuid(copy)
+
+    @property
+    def cpuid(self) -> CpuidTable:
+        """The CPUID table as KVM answers it."""
+        from kvmpy.cpu.cpuid import CpuidEntry, CpuidTable
+
+        table = self.fd.get_cpuid()
+        entries = (table.entries[i] for i in range(table.nent))
+        return CpuidTable(
+            [CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in entries],
+        )
+
+    @cpuid.setter
+    def cpuid(self, table: CpuidTable) -> None:
+        entries = [(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in table.entries]
+        self.fd.set_cpuid(ffi.new("struct kvm_cpuid2 *", {"nent": len(entries), "entries": entries}))
+
+    def interrupt(self, vector: int) -> None:
+        """Queue an external interrupt (KVM_INTERRUPT)."""
+        self._flush()
+        self.fd.interrupt(vector)
+
+    def nmi(self) -> None:
+        """Queue an NMI."""
+        self.fd.nmi()
+
+    def raise_exception(self, vector: int, error_code: int | None = None) -> None:
+        """Queue an exception through the vCPU's events."""
+        self.complete()
+        events = self.fd.get_events()
+        events.exception.injected = 1
+        events.exception.nr = vector
+        events.exception.has_error_code = error_code is not None
+        events.exception.error_code = error_code or 0
+        events.flags &= ~constant("KVM_VCPUEVENT_VALID_PAYLOAD")
+        self.fd.set_events(events)
+
+    def translate(self, gva: int) -> int | None:
+        """Let KVM walk the guest's page tables (KVM_TRANSLATE)."""
+        self._flush()
+        found = self.fd.translate(gva)
+        address: int = found.physical_address
+        return address if found.valid else None
+
+    def halted(self) -> bool:
+        """True in HLT with interrupts off, and before an application processor's SIPI."""
+        state = self.fd.get_mp_state()
+        if state == MpState.HALTED:
+            return not self._page().regs.rflags & RFLAGS_IF
+        return state in PARKED_STATES
+
+    def close(self) -> None:
+        """Close the vCPU."""
+        self.fd.close()
+
+
+def _with_x87_sse(area: bytes) -> bytes:
+    """Mark x87 and SSE as present: KVM would take them for initial, whatever the area holds, when their bits are 0."""
+    header = int.from_bytes(area[XSTATE_BV_AT : XSTATE_BV_AT + 8], "little") | XSTATE_X87_SSE
+    return area[:XSTATE_BV_AT] + header.to_bytes(8, "little") + area[XSTATE_BV_AT + 8 :]

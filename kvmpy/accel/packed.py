@@ -1,0 +1,56 @@
+"""An exit packed into one integer, as every accelerator's `enter()` returns it.
+
+    bits  0-7   the reason, in KVM's numbering
+    bits  8-11  width of a port or MMIO access in bytes
+    bit  12     the guest writes
+    bit  13     a string instruction: several items lie in the data area
+    bit  14     coalesced writes wait and came before this exit
+    bits 16-31  the port
+    bits 32-63  the value written to a port, or errno
+
+The low half describes a port access completely, so that the run loop finds its handler with one dictionary look-up.
+"""
+
+from __future__ import annotations
+
+UNKNOWN = 0
+EXCEPTION = 1
+IO = 2
+HYPERCALL = 3
+DEBUG = 4
+HLT = 5
+MMIO = 6
+IRQ_WINDOW_OPEN = 7
+SHUTDOWN = 8
+FAIL_ENTRY = 9
+INTERRUPTED = 10
+INTERNAL_ERROR = 17
+SYSTEM_EVENT = 24
+RDMSR = 29
+WRMSR = 30
+DIRTY_RING_FULL = 31
+ERROR = 0xFF
+
+REASON_MASK = 0xFF
+SIZE_SHIFT = 8
+OUT = 1 << 12
+MANY = 1 << 13
+WRITES_PENDING = 1 << 14
+PORT_SHIFT = 16
+KEY_MASK = 0xFFFF_FFFF
+VALUE_SHIFT = 32
+
+
+def io_key(port: int, size: int, *, write: bool) -> int:
+    """Return the low half of the packed exit for one port access of `size` bytes."""
+    return IO | size << SIZE_SHIFT | (OUT if write else 0) | port << PORT_SHIFT
+
+
+def size_of(code: int) -> int:
+    """Return the width of the access in bytes."""
+    return code >> SIZE_SHIFT & 0xF
+
+
+def port_of(code: int) -> int:
+    """Return the port."""
+    return code >> PORT_SHIFT & 0xFFFF

@@ -1,0 +1,1 @@
+"""How a guest gets into a machine."""

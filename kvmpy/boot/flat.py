@@ -1,0 +1,98 @@
+"""Flat images: bytes that are loaded at an address and entered in one of the processor's modes."""
+
+from __future__ import annotations
+
+import struct
+
+from kvmpy.boot.plan import BootPlan
+from kvmpy.cpu.modes import flat_gdt, long_mode, protected_mode, real_mode
+from kvmpy.errors import ImageError
+from kvmpy.memory import HOLE_START, PAGE_SIZE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.boot.sidecar import Sidecar
+    from kvmpy.cpu.state import CpuState
+
+# Where the image goes when nobody says: a boot sector's address, or the first byte above the first MiB.
+LOAD_ADDRESS = {"real": 0x7C00, "protected": 0x10_0000, "long": 0x10_0000}
+REAL_MODE_END = 0x9_FC00  # the extended BIOS data area of a PC begins there
+SEGMENT_SIZE = 0x1_0000
+STACK = 0x8_0000
+GDT = 0x800
+PAGE_TABLES = 0x1000
+IDENTITY_GIB = 4
+# Page-table entries: present, writable, and a 2 MiB page (Intel SDM vol. 3, tables 4-15 to 4-18).
+PRESENT_WRITABLE, LARGE_PAGE = 0x3, 0x80
+LARGE_PAGE_SIZE = 2 << 20
+TABLES_END = PAGE_TABLES + (2 + IDENTITY_GIB) * PAGE_SIZE
+
+
+def plan_flat(name: str, image: bytes, sidecar: Sidecar, *, memory: int, append: str = "") -> BootPlan:
+    """Return the plan for a flat image; ImageError when it does not fit or is entered outside memory.
+
+    `append` is a command line: it follows the image as a zero-terminated string, with its address in (E/R)SI.
+    """
+    load = LOAD_ADDRESS[sidecar.mode] if sidecar.load is None else sidecar.load
+    entry = load if sidecar.entry is None else sidecar.entry
+    text = append.encode() + b"\0" if append else b""
+    if sidecar.size is not None and len(image) != sidecar.size:
+        raise ImageError(
+            f"{name}: {len(image)} bytes, its sidecar says {sidecar.size}; the file is damaged, rebuild it"
+        )
+    _check(name, sidecar.mode, load, entry, image + text, memory)
+    blobs = [(load, image + text), *(_tables(sidecar.mode))]
+    state = _enter(sidecar.mode, load, entry)
+    if text:
+        state.regs.rsi = (load + len(image)) - state.sregs.ds.base
+    return BootPlan(name, sidecar.mode, blobs, state, sidecar.irqchip, sidecar.symbols)
+
+
+def _check(name: str, mode: str, load: int, entry: int, content: bytes, memory: int) -> None:
+    if not content:
+        raise ImageError(f"{name}: the file is empty; give a guest image")
+    end = load + len(content)
+    limit = min(memory, REAL_MODE_END) if mode == "real" else min(memory, HOLE_START)
+    if end > limit:
+        raise ImageError(
+            f"{name}: {len(content)} bytes at {load:#x} end at {end:#x}, beyond {limit:#x}; "
+            f"{'real mode reaches no further' if limit == REAL_MODE_END else 'raise --memory'} or lower --load"
+        )
+    if not load <= entry < end:
+        raise ImageError(f"{name}: entry {entry:#x} is outside the image ({load:#x} to {end - 1:#x}); correct --entry")
+    if mode != "real" and load < TABLES_END:
+        raise ImageError(
+            f"{name}: loaded at {load:#x} it would cover the boot tables; choose --load {TABLES_END:#x} or more"
+        )
+
+
+def _enter(mode: str, load: int, entry: int) -> CpuState:
+    if mode == "protected":
+        return protected_mode(entry, STACK, gdt=GDT)
+    if mode == "long":
+        return long_mode(entry, STACK, PAGE_TABLES, gdt=GDT)
+    segment = 0 if entry < SEGMENT_SIZE else load >> 4
+    if entry - (segment << 4) >= SEGMENT_SIZE:
+        raise ImageError(f"entry {entry:#x}: more than 64 KiB behind the load address; real mode cannot start there")
+    return real_mode(entry - (segment << 4), segment=segment)
+
+
+def _tables(mode: str) -> list[tuple[int, bytes]]:
+    """Return what has to lie in memory for a mode: the GDT, and an identity map of the first 4 GiB for long mode."""
+    if mode == "real":
+        return []
+    return [(GDT, flat_gdt()), *([(PAGE_TABLES, _identity_map())] if mode == "long" else [])]
+
+
+def _identity_map() -> bytes:
+    """Return PML4, PDPT and four page directories of 2 MiB pages, to be loaded at `PAGE_TABLES`."""
+    pml4 = struct.pack("<Q", PAGE_TABLES + PAGE_SIZE | PRESENT_WRITABLE)
+    directories = [PAGE_TABLES + (2 + i) * PAGE_SIZE | PRESENT_WRITABLE for i in range(IDENTITY_GIB)]
+    pages = range(0, IDENTITY_GIB << 30, LARGE_PAGE_SIZE)
+    return b"".join(
+        [
+            pml4.ljust(PAGE_SIZE, b"\0"),
+            struct.pack(f"<{IDENTITY_GIB}Q", *directories).ljust(PAGE_SIZE, b"\0"),
+            struct.pack(f"<{len(pages)}Q", *(page | LARGE_PAGE | PRESENT_WRITABLE for page in pages)),
+        ]
+    )

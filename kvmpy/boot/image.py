@@ -1,0 +1,78 @@
+"""From the file a user names to a BootPlan."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from kvmpy.boot.flat import plan_flat
+from kvmpy.boot.sidecar import Sidecar, read_sidecar
+from kvmpy.errors import ImageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.boot.plan import BootPlan
+
+GUESTS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "guests")
+
+
+def bundled_guests() -> dict[str, str]:
+    """Return the guests that come with kvmpy: file name and path."""
+    if not os.path.isdir(GUESTS):
+        return {}
+    return {name: os.path.join(GUESTS, name) for name in sorted(os.listdir(GUESTS)) if name.endswith(".bin")}
+
+
+def find_image(name: str) -> str:
+    """Return the path of an image. A bare name that is no file here is looked up among the bundled guests."""
+    if os.path.exists(name) or os.sep in name:
+        return name
+    return bundled_guests().get(name, name)
+
+
+def plan_image(
+    name: str,
+    *,
+    memory: int,
+    mode: str | None = None,
+    load: int | None = None,
+    entry: int | None = None,
+    append: str = "",
+) -> BootPlan:
+    """Read the image `name` and plan its boot in `memory` bytes; what is given here overrides its sidecar.
+
+    Raises ImageError when the file cannot be read, is empty or damaged, or does not fit.
+    """
+    path = find_image(name)
+    image = read_image(name, path, memory)
+    side = os.path.splitext(path)[0] + ".json"
+    sidecar = read_sidecar(side) if path.endswith(".bin") and os.path.exists(side) else Sidecar()
+    if mode is not None and mode != sidecar.mode:
+        sidecar.mode, sidecar.load, sidecar.entry = mode, None, None
+    if load is not None:
+        sidecar.load, sidecar.entry = load, None
+    if entry is not None:
+        sidecar.entry = entry
+    return plan_flat(os.path.basename(path), image, sidecar, memory=memory, append=append)
+
+
+def read_image(name: str, path: str, limit: int) -> bytes:
+    """Read the file at `path`, which the user called `name`, of at most `limit` bytes; ImageError when that fails."""
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) and not stat.S_ISFIFO(status.st_mode):
+                raise ImageError(f"{name}: not a regular file; give a guest image")
+            if status.st_size > limit:
+                raise ImageError(
+                    f"{name}: {status.st_size} bytes do not fit into {limit} bytes of memory; raise --memory"
+                )
+            return file.read(limit + 1)
+    except FileNotFoundError:
+        known = ", ".join(bundled_guests()) or "none; build them with 'pip install -e .'"
+        raise ImageError(f"{name}: no such file, and no bundled guest of this name (there are: {known})") from None
+    except IsADirectoryError:
+        raise ImageError(f"{name}: is a directory; give a guest image") from None
+    except (OSError, ValueError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise ImageError(f"{name}: cannot be read: {reason}") from None

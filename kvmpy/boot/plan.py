@@ -1,0 +1,18 @@
+"""BootPlan: what goes where in memory, and the state the first vCPU starts in."""
+
+from __future__ import annotations
+
+from kvmpy.cpu.state import CpuState
+from kvmpy.record import field, record
+
+
+@record
+class BootPlan:
+    """A guest ready to be loaded: `blobs` are (GPA, bytes); `symbols` name addresses for listings and post-mortems."""
+
+    name: str
+    mode: str
+    blobs: list[tuple[int, bytes]]
+    state: CpuState
+    irqchip: str = "kernel"
+    symbols: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,102 @@
+"""The command line: one file per command, found by name, imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from kvmpy.cli.exit_codes import ExitCode, exit_code_of
+from kvmpy.errors import KvmpyError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+    from types import ModuleType
+
+COMMANDS = {
+    "boot": "boot a guest, with its serial port on this terminal",
+    "info": "show what this host's KVM can do, and what each thing means",
+    "asm": "assemble a source file into a flat image",
+    "disasm": "disassemble a flat image",
+    "completion": "print the completion script for a shell",
+}
+
+HELP = """\
+usage: kvmpy [--version] [--help] COMMAND ...
+
+A laboratory for virtualization: a tiny x86 hypervisor on KVM.
+
+commands:
+{commands}
+
+examples:
+  kvmpy boot guest.bin                 the bundled kernel, with its monitor
+  echo help | kvmpy boot guest.bin     its monitor, fed from a pipe
+  kvmpy info                           what this machine can do
+
+'kvmpy COMMAND --help' explains a command, its exit codes and examples.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the process's exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help", "help"):
+        return _print(help_text(), ExitCode.OK if arguments else ExitCode.USAGE)
+    if name == "--version":
+        from kvmpy import __version__
+
+        return _print(f"kvmpy {__version__}\n")
+    if name not in COMMANDS:
+        print(f"kvmpy: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return ExitCode.USAGE
+    return _run(command_module(name), arguments[1:])
+
+
+def help_text() -> str:
+    """Return the help of `kvmpy` itself."""
+    return HELP.format(commands="\n".join(f"  {name:12}{summary}" for name, summary in COMMANDS.items()))
+
+
+def command_module(name: str) -> ModuleType:
+    """Import the file of a command: it has `parser()` and `run(options)`."""
+    return importlib.import_module(f"kvmpy.cli.{name}")
+
+
+def _run(command: ModuleType, arguments: Sequence[str]) -> int:
+    parser: argparse.ArgumentParser = command.parser()
+    options = parser.parse_args(arguments)
+    try:
+        code: int = command.run(options)
+        sys.stdout.flush()
+    except KvmpyError as error:
+        if getattr(options, "debug", False):
+            raise
+        print(f"kvmpy: {error}", file=sys.stderr)
+        return exit_code_of(error)
+    except BrokenPipeError:
+        _forget_stdout()
+        return ExitCode.OUTPUT_CLOSED
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    return code
+
+
+def _print(text: str, code: int = 0) -> int:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+        return ExitCode.OUTPUT_CLOSED
+    return code
+
+
+def _forget_stdout() -> None:
+    """Keep the interpreter from complaining at exit that it cannot flush a closed standard output."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

@@ -1,0 +1,63 @@
+"""What several commands' options have in common."""
+
+from __future__ import annotations
+
+import argparse
+
+UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def command_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Return the parser of one command."""
+    return argparse.ArgumentParser(
+        prog=f"kvmpy {name}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def address(text: str) -> int:
+    """Read a non-negative number, decimal or 0x hexadecimal."""
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address; write 0x7c00 or 31744")
+    return value
+
+
+def size(text: str) -> int:
+    """Read a size with an optional unit K, M or G."""
+    digits, unit = (text[:-1], UNITS[text[-1].lower()]) if text[-1:].lower() in UNITS else (text, 1)
+    try:
+        value = int(digits, 0) * unit
+    except ValueError:
+        value = 0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 64M, 1G or a number of bytes")
+    return value
+
+
+def seconds(text: str) -> float:
+    """Read a positive number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above zero")
+    return value
+
+
+def count(text: str) -> int:
+    """Read a whole number above zero."""
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = 0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
+    return value

@@ -1,0 +1,120 @@
+"""kvmpy asm: assemble a source file into a flat image."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from kvmpy.cli.arguments import address, command_parser
+from kvmpy.errors import AssemblyError, ImageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+
+    from kvmpy.asm import Assembly
+
+MODE_OF_BITS = {16: "real", 32: "protected", 64: "long"}
+
+EPILOG = """\
+With -o NAME.bin and --sidecar, NAME.json is written too: mode, addresses and symbols, which 'kvmpy boot' and
+'kvmpy disasm' read.
+
+exit codes:
+  0   assembled
+  2   wrong usage
+  66  the source cannot be read or was refused; the message names line and text
+
+examples:
+  kvmpy asm hello.asm -o hello.bin --origin 0x7c00 --sidecar && kvmpy boot hello.bin
+  echo 'mov al, 65; out 0xe9, al; hlt' | kvmpy asm - --listing
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options of the command."""
+    p = command_parser("asm", "Assemble Intel-syntax source into a flat image.", EPILOG)
+    p.add_argument("file", metavar="FILE", help="the source, - for standard input")
+    p.add_argument("-o", "--output", metavar="FILE", help="where the image goes, - for standard output")
+    p.add_argument("--bits", type=int, choices=(16, 32, 64), default=16, help="the mode it starts in (default 16)")
+    p.add_argument("--origin", type=address, default=0x7C00, metavar="ADDR", help="its first address (default 0x7c00)")
+    p.add_argument("--sidecar", action="store_true", help="write NAME.json beside the image")
+    p.add_argument("--listing", action="store_true", help="print addresses, bytes and instructions")
+    p.add_argument("--symbols", action="store_true", help="print the symbol table")
+    p.add_argument("--debug", action="store_true", help="show tracebacks")
+    return p
+
+
+def run(options: argparse.Namespace) -> int:
+    """Assemble."""
+    from kvmpy.asm import assemble
+
+    source = read_text(options.file)
+    try:
+        assembly = assemble(source, bits=options.bits, origin=options.origin)
+    except AssemblyError as error:
+        raise AssemblyError(f"{options.file}: {error}") from None
+    if options.output:
+        _write(options.output, assembly.code)
+        if options.sidecar:
+            _write_sidecar(options.output, assembly, options.bits)
+    if options.listing or not (options.output or options.symbols):
+        print("\n".join(listing(assembly, options.bits)))
+    if options.symbols:
+        print("\n".join(f"{value:#010x} {name}" for name, value in sorted(assembly.symbols.items(), key=lambda s: s[1])))
+    return 0
+
+
+def listing(assembly: Assembly, bits: int) -> list[str]:
+    """Return the assembled code with addresses, bytes and labels."""
+    from kvmpy.asm import disassemble
+
+    labels: dict[int, list[str]] = {}
+    for name, value in assembly.symbols.items():
+        labels.setdefault(value, []).append(name)
+    lines = []
+    for start, end, mode in assembly.regions or [(assembly.origin, assembly.origin + len(assembly.code), bits)]:
+        code = assembly.code[start - assembly.origin : end - assembly.origin]
+        for item in disassemble(code, bits=mode, origin=start, symbols=assembly.symbols):
+            lines += [f"{name}:" for name in labels.get(item.address, ())]
+            lines.append(f"  {item.address:08x}  {item.raw.hex():<24}  {item.text}")
+    return lines
+
+
+def read_text(name: str) -> str:
+    """Read a source file, or standard input for `-`."""
+    try:
+        if name == "-":
+            return sys.stdin.read()
+        with open(name, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise ImageError(f"{name}: cannot be read: {reason}") from None
+
+
+def _write(name: str, data: bytes) -> None:
+    try:
+        if name == "-":
+            sys.stdout.buffer.write(data)
+            return
+        with open(name, "wb") as file:
+            file.write(data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be written: {os.strerror(error.errno or 0)}") from None
+
+
+def _write_sidecar(output: str, assembly: Assembly, bits: int) -> None:
+    import json
+
+    if not output.endswith(".bin"):
+        raise ImageError(f"{output}: a sidecar belongs to an image named NAME.bin; rename it")
+    sidecar = {
+        "mode": MODE_OF_BITS[bits],
+        "load": assembly.origin,
+        "size": len(assembly.code),
+        "symbols": dict(sorted(assembly.symbols.items())),
+    }
+    _write(output.removesuffix(".bin") + ".json", (json.dumps(sidecar, indent=1) + "\n").encode())

@@ -1,0 +1,210 @@
+"""kvmpy boot: run a guest with its serial port on this terminal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from kvmpy.accel.kvm import open_accelerator
+from kvmpy.boot.image import plan_image
+from kvmpy.cli.arguments import address, command_parser, count, seconds, size
+from kvmpy.cli.exit_codes import EXPLAINED, exit_code_of
+from kvmpy.cli.terminal import Keyboard, Output, RawTerminal
+from kvmpy.machine.machine import DEFAULT_MEMORY, Machine
+from kvmpy.machine.stop import Stop, StopKind
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from types import FrameType
+    from typing import Self
+
+    from kvmpy.boot.plan import BootPlan
+
+STDIN, STDOUT = 0, 1
+JSON_OUTPUT_LIMIT = 64 << 20
+
+EPILOG = f"""\
+The guest's serial port COM1 is standard input and output. On a terminal, Ctrl-A x quits and Ctrl-A h helps; at the end
+of piped input the guest gets Ctrl-D. A bare name that is no file here is looked up among the bundled guests. NAME.json
+beside NAME.bin says how to boot it; the options override it.
+
+{EXPLAINED}
+examples:
+  kvmpy boot guest.bin
+  kvmpy boot my.bin --mode long --memory 1G --cpus 2
+  kvmpy boot my.bin --load 0x8000 --entry 0x8010 --timeout 5
+  printf 'mem\\nhalt 3\\n' | kvmpy boot guest.bin; echo $?
+  kvmpy boot my.bin --json --timeout 5 < /dev/null
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options of the command."""
+    p = command_parser("boot", "Boot a guest image on KVM.", EPILOG)
+    p.add_argument("file", metavar="FILE", help="a flat image, or the name of a bundled guest (guest.bin, hello.bin)")
+    p.add_argument("--memory", type=size, default=DEFAULT_MEMORY, metavar="SIZE", help="guest memory (default 64M)")
+    p.add_argument("--cpus", type=count, default=1, metavar="N", help="number of vCPUs (default 1)")
+    p.add_argument("--mode", choices=("real", "protected", "long"), help="the mode the image starts in (default real)")
+    p.add_argument("--load", type=address, metavar="ADDR", help="where it is loaded (default 0x7c00, else 0x100000)")
+    p.add_argument("--entry", type=address, metavar="ADDR", help="its first instruction (default: where it is loaded)")
+    p.add_argument("--append", default="", metavar="TEXT", help="a command line, its address in the guest's (E/R)SI")
+    p.add_argument("--irqchip", choices=("kernel", "none"), help="interrupt controllers and timer (default kernel)")
+    p.add_argument("--timeout", type=seconds, metavar="SECONDS", help="stop the guest after this time")
+    p.add_argument("--max-exits", type=count, metavar="N", help="stop a vCPU after this many exits")
+    p.add_argument("--strict", action="store_true", help="an access that no device claims is a crash")
+    p.add_argument("--no-coalesce", action="store_true", help="exit for every byte of console output")
+    p.add_argument("--json", action="store_true", help="print one JSON object at the end instead of the guest's output")
+    p.add_argument("--debug", action="store_true", help="tell why the guest stopped, and show tracebacks")
+    return p
+
+
+def run(options: argparse.Namespace) -> int:
+    """Boot, and return the exit code."""
+    with Signals() as signals, open_accelerator() as accelerator:
+        plan = _plan(options)
+        recorder = Recorder() if options.json else None
+        with Machine(
+            accelerator,
+            memory=options.memory,
+            cpus=options.cpus,
+            irqchip=options.irqchip or plan.irqchip,
+            strict=options.strict,
+            coalesce=not options.no_coalesce,
+        ) as machine:
+            machine.load(plan)
+            signals.machine = machine
+            started = time.monotonic()
+            stop = _run(options, machine, recorder, signals)
+            seconds_run = time.monotonic() - started
+            code = signals.code or exit_code_of(stop)
+            if recorder:
+                print(recorder.report(stop, machine, seconds_run, code))
+            _explain(options, stop, machine, plan)
+            return code
+
+
+def _plan(options: argparse.Namespace) -> BootPlan:
+    return plan_image(
+        options.file,
+        memory=options.memory,
+        mode=options.mode,
+        load=options.load,
+        entry=options.entry,
+        append=options.append,
+    )
+
+
+def _run(options: argparse.Namespace, machine: Machine, recorder: Recorder | None, signals: Signals) -> Stop:
+    def told_to_stop() -> bool:
+        stop = machine.stop_reason
+        return bool(signals.code or (stop and stop.kind in (StopKind.QUIT, StopKind.TIMEOUT)))
+
+    def stdout_closed() -> None:
+        machine.stop(Stop(StopKind.OUTPUT_CLOSED, "standard output was closed"))
+
+    output = recorder or Output(STDOUT, told_to_stop, stdout_closed)
+    machine.output = output.write
+    keyboard = Keyboard(STDIN, machine.send, lambda: machine.stop(Stop(StopKind.QUIT, "Ctrl-A x")))
+    with RawTerminal(STDIN):
+        try:
+            return machine.run(
+                timeout=options.timeout,
+                max_exits=options.max_exits,
+                watch={STDIN: keyboard.ready} if _is_open(STDIN) else {},
+                tick=output.flush,
+            )
+        finally:
+            output.flush()
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _explain(options: argparse.Namespace, stop: Stop, machine: Machine, plan: BootPlan) -> None:
+    """Tell on standard error why the guest stopped, unless it simply ended."""
+    if stop.crashed:
+        from kvmpy.lab.postmortem import post_mortem
+
+        print("\n".join(post_mortem(stop, machine, plan.symbols)), file=sys.stderr)
+    elif not stop.clean or options.debug:
+        print(f"kvmpy: {stop.kind}: {stop.detail}", file=sys.stderr)
+    if options.debug:
+        for space in (machine.bus.ports, machine.bus.mmio):
+            for (kind, at, width), times in sorted(space.unclaimed.items()):
+                print(f"kvmpy: no device at {space.name} {at:#x}: {times} x {kind} of {width} bytes", file=sys.stderr)
+
+
+class Recorder:
+    """Keeps the guest's output for the JSON report."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._truncated = False
+
+    def write(self, data: bytes) -> None:
+        """Take bytes of the guest."""
+        room = JSON_OUTPUT_LIMIT - len(self._data)
+        self._data += data[:room]
+        self._truncated |= len(data) > room
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def report(self, stop: Stop, machine: Machine, seconds_run: float, code: int) -> str:
+        """Return the JSON object of a finished run."""
+        import json
+
+        return json.dumps(
+            {
+                "accelerator": "kvm",
+                "stop": stop.kind,
+                "detail": stop.detail,
+                "guest_code": stop.code if stop.kind == StopKind.EXIT else None,
+                "exit_code": code,
+                "vcpu": stop.vcpu,
+                "entries": [vcpu.entries for vcpu in machine.vcpus],
+                "seconds": round(seconds_run, 6),
+                "output": self._data.decode(errors="replace"),
+                "output_truncated": self._truncated,
+                "registers": [_hexadecimal(vcpu.regs) for vcpu in machine.vcpus],
+            }
+        )
+
+
+def _hexadecimal(registers: object) -> dict[str, str]:
+    from kvmpy.cpu.state import GENERAL_REGISTERS
+
+    return {name: f"{getattr(registers, name):#x}" for name in GENERAL_REGISTERS}
+
+
+class Signals:
+    """While it is entered, SIGINT, SIGTERM and SIGHUP stop the machine in good order, whenever they come."""
+
+    CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.machine: Machine | None = None
+        self.code = 0
+        self._before: list[tuple[int, object]] = []
+
+    def __enter__(self) -> Self:
+        self._before = [(number, signal.signal(number, self._caught)) for number in self.CAUGHT]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before:
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _caught(self, number: int, _frame: FrameType | None) -> None:
+        self.code = 128 + number
+        if self.machine is None:
+            raise SystemExit(self.code)
+        self.machine.stop(Stop(StopKind.QUIT, signal.Signals(number).name))

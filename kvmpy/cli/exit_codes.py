@@ -1,0 +1,65 @@
+"""The exit codes of the command line, in one place. Guests that choose their own do well to stay below 64."""
+
+from __future__ import annotations
+
+from kvmpy.errors import AssemblyError, ImageError, KvmpyError, NoAcceleratorError
+from kvmpy.machine.stop import StopKind
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.machine.stop import Stop
+
+
+class ExitCode:
+    """Exit codes, after sysexits(3), timeout(1) and the shell's 128 + signal."""
+
+    OK = 0
+    USAGE = 2
+    BAD_FILE = 66
+    NO_ACCELERATOR = 69
+    CRASH = 70
+    HOST_ERROR = 71
+    OUTPUT_CLOSED = 74
+    EXIT_LIMIT = 75
+    TIMEOUT = 124
+    INTERRUPTED = 130
+
+
+EXPLAINED = """\
+exit codes:
+  0-255  what the guest wrote to the debug-exit port 0xF4 (its low byte)
+  0      the guest switched off, halted or reset itself; or Ctrl-A x
+  2      wrong usage
+  66     the image or source cannot be read or does not fit
+  69     no usable /dev/kvm
+  70     the guest crashed: triple fault, refused entry, an instruction KVM cannot run; --strict: an access to no device
+  71     the host failed
+  74     standard output was closed
+  75     --max-exits was reached
+  124    --timeout was reached
+  130, 143  Ctrl-C, SIGTERM
+"""
+
+OF_STOP = {
+    StopKind.POWER_OFF: ExitCode.OK,
+    StopKind.HALT: ExitCode.OK,
+    StopKind.RESET: ExitCode.OK,
+    StopKind.QUIT: ExitCode.OK,
+    StopKind.TIMEOUT: ExitCode.TIMEOUT,
+    StopKind.EXIT_LIMIT: ExitCode.EXIT_LIMIT,
+    StopKind.HOST_ERROR: ExitCode.HOST_ERROR,
+    StopKind.OUTPUT_CLOSED: ExitCode.OUTPUT_CLOSED,
+}
+
+
+def exit_code_of(cause: Stop | KvmpyError) -> int:
+    """Return the process's exit code for the reason a machine stopped, or for an error."""
+    if isinstance(cause, NoAcceleratorError):
+        return ExitCode.NO_ACCELERATOR
+    if isinstance(cause, (ImageError, AssemblyError)):
+        return ExitCode.BAD_FILE
+    if isinstance(cause, KvmpyError):
+        return ExitCode.HOST_ERROR
+    if cause.kind == StopKind.EXIT:
+        return cause.code & 0xFF
+    return OF_STOP.get(cause.kind, ExitCode.CRASH)

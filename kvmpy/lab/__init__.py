@@ -1,0 +1,1 @@
+"""How to watch a guest."""

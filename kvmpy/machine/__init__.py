@@ -1,0 +1,1 @@
+"""The box: bus, interrupt lines, vCPU threads, the run loop, stop reasons."""

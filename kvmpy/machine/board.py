@@ -1,0 +1,80 @@
+"""The board: which devices a PC has, and where."""
+
+from __future__ import annotations
+
+from kvmpy.devices.acpi_pm import AcpiPm
+from kvmpy.devices.base import IrqLine
+from kvmpy.devices.cmos_rtc import CmosRtc
+from kvmpy.devices.debug_exit import DebugExit
+from kvmpy.devices.debugcon import DebugConsole
+from kvmpy.devices.i8042 import I8042
+from kvmpy.devices.post_code import PostCode
+from kvmpy.devices.reset_control import ResetControl
+from kvmpy.devices.uart16550 import Uart16550
+from kvmpy.machine.stop import Stop, StopKind
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.machine.machine import Machine
+
+COM1_PORT, COM1_IRQ = 0x3F8, 4
+DEBUGCON_PORT = 0xE9
+
+
+class Board:
+    """The devices of a machine, wired to its bus and to its stop button."""
+
+    def __init__(self, machine: Machine, *, coalesce: bool) -> None:
+        self._vm = machine.vm
+        self._stop = machine.stop
+        self._coalesce = coalesce
+        self._input = bytearray()
+        self.uart = Uart16550(
+            IrqLine(COM1_IRQ, machine.vm.set_irq),
+            lambda data: machine.output(data),
+            on_room=self._feed,
+            on_coalescible_change=lambda on: self._set_coalescing(COM1_PORT, on),
+        )
+        ports = machine.bus.ports
+        ports.add(self.uart, COM1_PORT, 8)
+        ports.add(DebugConsole(lambda data: machine.output(data)), DEBUGCON_PORT, 1)
+        ports.add(DebugExit(self._exit), 0xF4, 4)
+        ports.add(PostCode(), 0x80, 1)
+        ports.add(CmosRtc(memory=machine.memory.size), 0x70, 2)
+        i8042 = I8042(reset=lambda: self._reset("the keyboard controller's reset line"))
+        ports.add(i8042, 0x60, 1)
+        ports.add(i8042.at(0x64 - 0x60), 0x64, 1)
+        ports.add(ResetControl(reset=lambda: self._reset("the reset control register")), 0xCF9, 1)
+        ports.add(AcpiPm(power_off=self._power_off), 0x600, 6)
+        self._set_coalescing(DEBUGCON_PORT, True)
+        self._set_coalescing(COM1_PORT, self.uart.coalescible)
+
+    def send(self, data: bytes) -> None:
+        """Queue serial input; the caller holds the machine's lock."""
+        self._input += data
+        self._feed()
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes of serial input the guest has not taken yet."""
+        return len(self._input)
+
+    def _feed(self) -> None:
+        while self._input and self.uart.room:
+            taken = self.uart.receive(bytes(self._input[: self.uart.room]))
+            if not taken:
+                return
+            del self._input[:taken]
+
+    def _set_coalescing(self, port: int, on: bool) -> None:
+        if self._coalesce:
+            self._vm.coalesce(port, on)
+
+    def _exit(self, code: int) -> None:
+        self._stop(Stop(StopKind.EXIT, f"the guest wrote {code} to the debug-exit port", code=code))
+
+    def _reset(self, cause: str) -> None:
+        self._stop(Stop(StopKind.RESET, f"the guest reset the machine by {cause}"))
+
+    def _power_off(self) -> None:
+        self._stop(Stop(StopKind.POWER_OFF, "the guest switched the machine off by ACPI"))

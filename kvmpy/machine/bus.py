@@ -1,0 +1,137 @@
+"""Where devices sit: ports and MMIO as sorted ranges."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from functools import partial
+
+from kvmpy.accel import packed
+from kvmpy.errors import BusError, ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvmpy.devices.base import Device
+
+PORT_LIMIT = 1 << 16
+MMIO_LIMIT = 1 << 52
+UNCLAIMED_LIMIT = 4096
+
+
+class AddressSpace:
+    """One space of addresses, ports or MMIO, with the devices in it. What no device claims reads as all ones."""
+
+    def __init__(self, name: str, limit: int, *, strict: bool = False) -> None:
+        self.name = name
+        self.limit = limit
+        self.strict = strict
+        self.unclaimed: dict[tuple[str, int, int], int] = {}
+        self._starts: list[int] = []
+        self._ranges: list[tuple[int, int, Device]] = []
+
+    def add(self, device: Device, start: int, size: int) -> None:
+        """Place a device; ConfigError when the range is outside the space or overlaps another device's."""
+        if start < 0 or size <= 0 or start + size > self.limit:
+            raise ConfigError(f"{device.name} at {self.name} {start:#x}+{size:#x}: outside the address space")
+        for other_start, other_end, other in self._ranges:
+            if start < other_end and other_start < start + size:
+                raise ConfigError(f"{device.name} at {self.name} {start:#x}+{size:#x}: overlaps {other.name}")
+        at = bisect_right(self._starts, start)
+        self._starts.insert(at, start)
+        self._ranges.insert(at, (start, start + size, device))
+
+    def devices(self) -> list[tuple[int, int, Device]]:
+        """Return (start, end, device) of every range, in order; the end is exclusive."""
+        return list(self._ranges)
+
+    def find(self, address: int, size: int) -> tuple[Device, int] | None:
+        """Return the device that claims the whole access, and its offset there."""
+        i = bisect_right(self._starts, address) - 1
+        if i < 0 or address + size > self._ranges[i][1]:
+            return None
+        start, _, device = self._ranges[i]
+        return device, address - start
+
+    def read(self, address: int, size: int) -> int:
+        """Answer a read of `size` bytes."""
+        found = self.find(address, size)
+        if found:
+            device, offset = found
+            return device.read(offset, size) & (1 << 8 * size) - 1
+        if size > 1 and self._touches(address, size):
+            parts = (self.read(address + i, 1) << 8 * i for i in range(size))
+            return sum(parts)
+        self._miss("read", address, size)
+        return (1 << 8 * size) - 1
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Take a write of `size` bytes."""
+        found = self.find(address, size)
+        if found:
+            device, offset = found
+            device.write(offset, size, value)
+        elif size > 1 and self._touches(address, size):
+            for i in range(size):
+                self.write(address + i, 1, value >> 8 * i & 0xFF)
+        else:
+            self._miss("write", address, size)
+
+    def write_many(self, address: int, size: int, data: bytes) -> None:
+        """Take several writes to one address, in order."""
+        found = self.find(address, size)
+        if found:
+            device, offset = found
+            device.write_many(offset, size, data)
+            return
+        for i in range(0, len(data), size):
+            self.write(address, size, int.from_bytes(data[i : i + size], "little"))
+
+    def read_many(self, address: int, size: int, count: int) -> bytes:
+        """Answer several reads of one address."""
+        return b"".join(self.read(address, size).to_bytes(size, "little") for _ in range(count))
+
+    def _touches(self, address: int, size: int) -> bool:
+        """True when only a part of the access is claimed: the bus then splits it into bytes, as ISA did."""
+        return any(self.find(address + i, 1) for i in range(size))
+
+    def _miss(self, kind: str, address: int, size: int) -> None:
+        if self.strict:
+            raise BusError(
+                f"{kind} of {size} bytes at {self.name} {address:#x}: no device there; without --strict it is ignored"
+            )
+        key = (kind, address, size)
+        if key in self.unclaimed or len(self.unclaimed) < UNCLAIMED_LIMIT:
+            self.unclaimed[key] = self.unclaimed.get(key, 0) + 1
+
+
+class Bus:
+    """Both address spaces of a machine, and the handlers of its port exits.
+
+    `handlers` maps the low half of a packed exit (`kvmpy.accel.packed`) to what serves it; it fills as ports are used.
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self.ports = AddressSpace("port", PORT_LIMIT, strict=strict)
+        self.mmio = AddressSpace("address", MMIO_LIMIT, strict=strict)
+        self.handlers: dict[int, Callable[[int], int | None]] = {}
+
+    def serve_port(self, code: int) -> int:
+        """Serve a single port access given as a packed exit; return the answer of a read."""
+        key = code & packed.KEY_MASK
+        handler = self.handlers.get(key) or self._handler(key)
+        return handler(code >> packed.VALUE_SHIFT) or 0
+
+    def _handler(self, key: int) -> Callable[[int], int | None]:
+        port, size = packed.port_of(key), packed.size_of(key)
+        found = self.ports.find(port, size)
+        if not found:
+            write = partial(self.ports.write, port, size)
+            return write if key & packed.OUT else lambda _value: self.ports.read(port, size)
+        device, offset = found
+        handler: Callable[[int], int | None] = partial(device.write, offset, size)
+        if not key & packed.OUT:
+            read, mask = device.read, (1 << 8 * size) - 1
+            handler = lambda _value: read(offset, size) & mask  # noqa: E731 - a closure per port, like the partial above
+        self.handlers[key] = handler
+        return handler

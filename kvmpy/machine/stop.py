@@ -1,0 +1,48 @@
+"""Why a machine stopped."""
+
+from __future__ import annotations
+
+from kvmpy.record import record
+
+
+class StopKind:
+    """The kinds of stop. `EXIT`, `POWER_OFF`, `HALT` and `RESET` are the guest's own will; the rest are not."""
+
+    EXIT = "exit"
+    POWER_OFF = "power-off"
+    HALT = "halt"
+    RESET = "reset"
+    TRIPLE_FAULT = "triple-fault"
+    FAIL_ENTRY = "refused-entry"
+    INTERNAL_ERROR = "internal-error"
+    UNCLAIMED = "unclaimed-access"
+    DEBUG = "debug"
+    TIMEOUT = "timeout"
+    EXIT_LIMIT = "exit-limit"
+    QUIT = "quit"
+    OUTPUT_CLOSED = "output-closed"
+    HOST_ERROR = "host-error"
+
+
+CLEAN = frozenset({StopKind.EXIT, StopKind.POWER_OFF, StopKind.HALT, StopKind.RESET})
+CRASHES = frozenset({StopKind.TRIPLE_FAULT, StopKind.FAIL_ENTRY, StopKind.INTERNAL_ERROR, StopKind.UNCLAIMED})
+
+
+@record
+class Stop:
+    """Why the machine stopped: a StopKind, a line of detail, the guest's own exit code for EXIT, the vCPU concerned."""
+
+    kind: str
+    detail: str = ""
+    code: int = 0
+    vcpu: int = 0
+
+    @property
+    def clean(self) -> bool:
+        """True when the guest ended by its own will."""
+        return self.kind in CLEAN
+
+    @property
+    def crashed(self) -> bool:
+        """True when the guest, or what executes it, could not go on."""
+        return self.kind in CRASHES
