@@ -41,6 +41,13 @@ class AddressSpace:
         self._starts.insert(at, start)
         self._ranges.insert(at, (start, start + size, device))
 
+    def replace(self, start: int, device: Device) -> None:
+        """Put another device in the place of the one whose range begins at `start`; ConfigError when there is none."""
+        at = bisect_right(self._starts, start) - 1
+        if at < 0 or self._starts[at] != start:
+            raise ConfigError(f"{device.name} at {self.name} {start:#x}: no range begins there that it could replace")
+        self._ranges[at] = (start, self._ranges[at][1], device)
+
     def devices(self) -> list[tuple[int, int, Device]]:
         """Return (start, end, device) of every range, in order; the end is exclusive."""
         return list(self._ranges)

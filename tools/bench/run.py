@@ -1,0 +1,294 @@
+"""Measure kvmpy against C peers and the bare interpreter, side by side in one run.
+
+    python tools/bench/run.py            print the table
+    python tools/bench/run.py --write    write it to docs/benchmarks.md too
+
+Every figure is the median over rounds in which kvmpy and its peer take turns: these machines are shared and noisy, so
+ratios from one run count and absolute times do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvmpy.accel.exits import IoOut
+from kvmpy.accel.kvm import KvmAccelerator
+from kvmpy.accel.testbed import Testbed
+from kvmpy.boot.flat import plan_flat
+from kvmpy.boot.sidecar import Sidecar
+from kvmpy.devices.base import Device
+from kvmpy.machine.machine import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HERE = Path(__file__).resolve().parent
+REPORT = HERE.parent.parent / "docs" / "benchmarks.md"
+MEMORY = 16 << 20
+EXITS = 20_000
+CONSOLE_SECONDS = 0.5
+LOOP_ROUNDS = 300_000_000
+
+OUT_FOREVER = bytes.fromhex("e6e9 ebfc")  # again: out 0xe9, al; jmp again
+# mov dx, 0x3f8; again: mov al, 'x'; out dx, al; jmp again
+THR_FOREVER = bytes.fromhex("baf803 b078 ee ebfb")
+# again: mov dx, 0x3fd; wait: in al, dx; test al, 0x20; jz wait; mov dl, 0xf8; mov al, 'x'; out dx, al; jmp again
+POLLED_FOREVER = bytes.fromhex("bafd03 ec a820 74fb b2f8 b078 ee ebf1")
+# mov rcx, rounds; mov eax, 1; mov ebx, 3; out 0x10, al; again: imul rax, rbx; add rax, rcx; dec rcx; jnz again; out 0x11, al
+RING3_LOOP = bytes.fromhex("48b9") + LOOP_ROUNDS.to_bytes(8, "little") + bytes.fromhex(
+    "b801000000 bb03000000 e610 480fafc3 4801c8 48ffc9 75f4 e611"
+)  # fmt: skip
+
+
+@dataclass
+class Figure:
+    """One line of the report: what was measured, the limit, and whether it holds."""
+
+    what: str
+    measured: float
+    limit: float
+    unit: str
+    at_least: bool = False
+    detail: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """True when the measured value is within the limit."""
+        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
+
+    def row(self) -> str:
+        """Return the line of the table."""
+        bound = "≥" if self.at_least else "≤"
+        verdict = "holds" if self.holds else "**missed**"
+        return f"| {self.what} | {self.measured:.3g} {self.unit} | {bound} {self.limit:g} {self.unit} | {verdict} | {self.detail} |"
+
+
+class Sink(Device):
+    """The Python handler of the exit benchmark: adds up what it gets, like its C peer."""
+
+    name = "sink"
+
+    def __init__(self) -> None:
+        self.sum = 0
+
+    def read(self, offset: int, size: int) -> int:
+        """Nothing to read."""
+        return 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Add the value."""
+        self.sum += value
+
+
+def main() -> int:
+    """Run all benchmarks; the exit code tells whether every limit holds."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    options.add_argument("--rounds", type=int, default=7, help="rounds of each pair (default 7)")
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        peers = compile_peers(Path(folder))
+        figures = [figure for benchmark in BENCHMARKS for figure in benchmark(peers, chosen.rounds)]
+    text = report(figures)
+    print(text)
+    if chosen.write:
+        REPORT.write_text(text)
+    return 0 if all(figure.holds for figure in figures) else 1
+
+
+def compile_peers(folder: Path) -> dict[str, Path]:
+    """Compile every C peer."""
+    peers = {}
+    for source in sorted(HERE.glob("*.c")):
+        peers[source.stem] = folder / source.stem
+        subprocess.run(["gcc", "-O2", "-o", peers[source.stem], source], check=True)
+    return peers
+
+
+def output_of(*command: str | Path) -> list[float]:
+    """Run a peer and return the numbers it prints."""
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return [float(word) for word in done.stdout.split()]
+
+
+def port_exit(peers: dict[str, Path], rounds: int) -> list[Figure]:
+    """One port-I/O exit: the machine's run loop with a Python device, against the same loop in C."""
+    pairs = [(python_exits(), output_of(peers["exits"], str(EXITS))[0]) for _ in range(rounds)]
+    ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+    detail = f"{statistics.median(p[0] for p in pairs):.2f} µs against {statistics.median(p[1] for p in pairs):.2f} µs in C"
+    return [Figure("a port-I/O exit served by a Python device / by C", ratio, 1.15, "×", detail=detail)]
+
+
+def python_exits() -> float:
+    """Return microseconds per exit."""
+    with flat_machine(OUT_FOREVER, coalesce=False) as machine:
+        machine.bus.ports.replace(0xE9, Sink())
+        start = time.perf_counter()
+        machine.run(max_exits=EXITS, timeout=60)
+        return (time.perf_counter() - start) / EXITS * 1e6
+
+
+def flat_machine(code: bytes, *, coalesce: bool, output: Callable[[bytes], None] = lambda _data: None) -> Machine:
+    """Return a machine about to run real-mode code."""
+    machine = Machine(KvmAccelerator(), memory=MEMORY, irqchip="none", coalesce=coalesce, output=output)
+    machine.load(plan_flat("bench", code, Sidecar(), memory=MEMORY))
+    return machine
+
+
+def console(peers: dict[str, Path], rounds: int) -> list[Figure]:
+    """Bytes a second to the console, coalesced against not."""
+    figures = []
+    for name, code in (("debug console", OUT_FOREVER), ("COM1", THR_FOREVER), ("COM1, LSR polled", POLLED_FOREVER)):
+        pairs = [(console_rate(code, coalesce=True), console_rate(code, coalesce=False)) for _ in range(rounds)]
+        ratio = statistics.median(on / off for on, off in pairs)
+        rate = statistics.median(on for on, _ in pairs)
+        limit = 1.0 if "polled" in name else 2.0
+        figures.append(
+            Figure(f"{name}: bytes/s coalesced / uncoalesced", ratio, limit, "×", True, f"{rate / 1e3:.0f} kB/s coalesced")
+        )
+    return figures
+
+
+def console_rate(code: bytes, *, coalesce: bool) -> float:
+    """Return bytes per second."""
+    count = 0
+
+    def take(data: bytes) -> None:
+        nonlocal count
+        count += len(data)
+
+    with flat_machine(code, coalesce=coalesce, output=take) as machine:
+        start = time.perf_counter()
+        machine.run(timeout=CONSOLE_SECONDS)
+        return count / (time.perf_counter() - start)
+
+
+def processes(peers: dict[str, Path], rounds: int) -> list[Figure]:
+    """Whole processes: booting hello.bin and importing kvmpy, against a bare interpreter."""
+    commands = {
+        "bare": ["-c", "pass"],
+        "import": ["-c", "import kvmpy"],
+        "boot": ["-m", "kvmpy", "boot", "--memory", "16M", "hello.bin"],
+    }
+    results: dict[str, list[tuple[float, int]]] = {name: [] for name in commands}
+    for _ in range(3 * rounds):
+        for name, arguments in commands.items():
+            results[name].append(process(arguments))
+    extra = {
+        name: statistics.median(r[0] - b[0] for r, b in zip(runs, results["bare"], strict=True)) * 1e3
+        for name, runs in results.items()
+    }
+    memory = statistics.median(r[1] - b[1] for r, b in zip(results["boot"], results["bare"], strict=True)) / 1024
+    bare = f"python -c pass: {statistics.median(r[0] for r in results['bare']) * 1e3:.1f} ms"
+    return [
+        Figure("`kvmpy boot hello.bin` above a bare interpreter", extra["boot"], 40, "ms", detail=bare),
+        Figure("`import kvmpy` above a bare interpreter", extra["import"], 25, "ms", detail=bare),
+        Figure("resident memory of that boot (16 MiB guest) above a bare interpreter", memory, 20, "MiB"),
+    ]
+
+
+def process(arguments: list[str]) -> tuple[float, int]:
+    """Run the interpreter; return its seconds and its peak resident KiB."""
+    start = time.perf_counter()
+    child = subprocess.Popen(
+        [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment()
+    )
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise RuntimeError(f"{arguments} ended with {child.returncode}")
+    return time.perf_counter() - start, usage.ru_maxrss
+
+
+def environment() -> dict[str, str]:
+    """Return an environment in which Python may keep its bytecode, as an installed program's does."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+def ready_to_run(peers: dict[str, Path], rounds: int) -> list[Figure]:
+    """VM, memory and vCPU ready to run, against the same ioctls in C."""
+    pairs = []
+    for _ in range(rounds):
+        ours = statistics.median(set_up() for _ in range(20))
+        pairs.append((ours, statistics.median(output_of(peers["setup"], "20"))))
+    ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+    detail = f"{statistics.median(p[0] for p in pairs):.0f} µs against {statistics.median(p[1] for p in pairs):.0f} µs in C"
+    return [Figure("VM, vCPU and memory ready to run / the same ioctls in C", ratio, 1.5, "×", detail=detail)]
+
+
+ACCELERATORS: list[KvmAccelerator] = []
+
+
+def set_up() -> float:
+    """Return microseconds until a guest could run."""
+    from kvmpy.cpu.modes import real_mode
+    from kvmpy.memory import GuestMemory
+
+    accelerator = ACCELERATORS[0] if ACCELERATORS else KvmAccelerator()
+    ACCELERATORS[:] = [accelerator]
+    start = time.perf_counter()
+    vm = accelerator.create_vm()
+    memory = GuestMemory(MEMORY)
+    vm.add_memory(memory)
+    memory.write(0x7C00, b"\xf4")
+    vcpu = vm.create_vcpu()
+    state = real_mode(0x7C00)
+    vcpu.sregs, vcpu.regs = state.sregs, state.regs
+    seconds = time.perf_counter() - start
+    vm.close()
+    memory.close()
+    return seconds * 1e6
+
+
+def ring3(peers: dict[str, Path], rounds: int) -> list[Figure]:
+    """An arithmetic loop in the guest's ring 3, against the same instructions in a process."""
+    ratios = []
+    for _ in range(rounds):
+        native = output_of(peers["native"], str(LOOP_ROUNDS))[0]
+        ratios.append(native / ring3_loop())
+    return [Figure("ring-3 guest code / native speed", statistics.median(ratios), 0.95, "×", True)]
+
+
+def ring3_loop() -> float:
+    """Return nanoseconds per round of the loop in ring 3."""
+    with Testbed(KvmAccelerator(), 64) as bed:
+        assert isinstance(bed.run(RING3_LOOP, ring=3), IoOut)
+        start = time.perf_counter()
+        end = bed.go()
+        seconds = time.perf_counter() - start
+        assert isinstance(end, IoOut), end
+        assert end.port == 0x11
+        return seconds / LOOP_ROUNDS * 1e9
+
+
+BENCHMARKS = (port_exit, console, processes, ready_to_run, ring3)
+
+
+def report(figures: list[Figure]) -> str:
+    """Return the page."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `python tools/bench/run.py --write`: medians of paired rounds, kvmpy and its peer taking turns in one run.",
+        f"Measured with Python {platform.python_version()} on Linux {platform.release()}, {os.cpu_count()} CPUs.",
+        "",
+        "| figure | measured | limit | verdict | detail |",
+        "|---|---|---|---|---|",
+        *(figure.row() for figure in figures),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
