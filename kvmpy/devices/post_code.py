@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from kvmpy.devices.base import Device
+from kvmpy.devices.base import Register, RegisterDevice
 
 
-class PostCode(Device):
+class PostCode(RegisterDevice):
     """Keeps the last byte written."""
 
     name = "POST code"
-
-    def __init__(self) -> None:
-        self.code = 0xFF
-
-    def read(self, offset: int, size: int) -> int:
-        """Return the code on display."""
-        return self.code
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        """Show a new code."""
-        self.code = value & 0xFF
-
-    def state(self) -> dict[str, object]:
-        """Return the code."""
-        return {"code": self.code}
-
-    def restore(self, state: dict[str, object]) -> None:
-        """Take the code back."""
-        self.code = int(str(state["code"])) & 0xFF
+    REGISTERS = (Register(0, "code", 0xFF),)

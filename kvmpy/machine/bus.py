@@ -28,37 +28,37 @@ class AddressSpace:
         self.strict = strict
         self.unclaimed: dict[tuple[str, int, int], int] = {}
         self._starts: list[int] = []
-        self._ranges: list[tuple[int, int, Device]] = []
+        self._ranges: list[tuple[int, int, Device, int]] = []
 
-    def add(self, device: Device, start: int, size: int) -> None:
-        """Place a device; ConfigError when the range is outside the space or overlaps another device's."""
+    def add(self, device: Device, start: int, size: int, *, offset: int = 0) -> None:
+        """Place a device, its registers from `offset` on; ConfigError outside the space or over another device."""
         if start < 0 or size <= 0 or start + size > self.limit:
             raise ConfigError(f"{device.name} at {self.name} {start:#x}+{size:#x}: outside the address space")
-        for other_start, other_end, other in self._ranges:
+        for other_start, other_end, other, _ in self._ranges:
             if start < other_end and other_start < start + size:
                 raise ConfigError(f"{device.name} at {self.name} {start:#x}+{size:#x}: overlaps {other.name}")
         at = bisect_right(self._starts, start)
         self._starts.insert(at, start)
-        self._ranges.insert(at, (start, start + size, device))
+        self._ranges.insert(at, (start, start + size, device, start - offset))
 
     def replace(self, start: int, device: Device) -> None:
         """Put another device in the place of the one whose range begins at `start`; ConfigError when there is none."""
         at = bisect_right(self._starts, start) - 1
         if at < 0 or self._starts[at] != start:
             raise ConfigError(f"{device.name} at {self.name} {start:#x}: no range begins there that it could replace")
-        self._ranges[at] = (start, self._ranges[at][1], device)
+        self._ranges[at] = (start, self._ranges[at][1], device, start)
 
     def devices(self) -> list[tuple[int, int, Device]]:
         """Return (start, end, device) of every range, in order; the end is exclusive."""
-        return list(self._ranges)
+        return [(start, end, device) for start, end, device, _ in self._ranges]
 
     def find(self, address: int, size: int) -> tuple[Device, int] | None:
         """Return the device that claims the whole access, and its offset there."""
         i = bisect_right(self._starts, address) - 1
         if i < 0 or address + size > self._ranges[i][1]:
             return None
-        start, _, device = self._ranges[i]
-        return device, address - start
+        _, _, device, base = self._ranges[i]
+        return device, address - base
 
     def read(self, address: int, size: int) -> int:
         """Answer a read of `size` bytes."""
