@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import struct
-
 from kvmpy.boot.plan import BootPlan
 from kvmpy.cpu.modes import flat_gdt, long_mode, protected_mode, real_mode
+from kvmpy.cpu.page_tables import PAGE_2M, PageTables
 from kvmpy.errors import ImageError
 from kvmpy.memory import HOLE_START, PAGE_SIZE
 
@@ -22,10 +21,7 @@ STACK = 0x8_0000
 GDT = 0x800
 PAGE_TABLES = 0x1000
 IDENTITY_GIB = 4
-# Page-table entries: present, writable, and a 2 MiB page (Intel SDM vol. 3, tables 4-15 to 4-18).
-PRESENT_WRITABLE, LARGE_PAGE = 0x3, 0x80
-LARGE_PAGE_SIZE = 2 << 20
-TABLES_END = PAGE_TABLES + (2 + IDENTITY_GIB) * PAGE_SIZE
+TABLES_END = PAGE_TABLES + (2 + IDENTITY_GIB) * PAGE_SIZE  # PML4, PDPT and a directory for each GiB
 
 
 def plan_flat(name: str, image: bytes, sidecar: Sidecar, *, memory: int, append: str = "") -> BootPlan:
@@ -81,18 +77,9 @@ def _tables(mode: str) -> list[tuple[int, bytes]]:
     """Return what has to lie in memory for a mode: the GDT, and an identity map of the first 4 GiB for long mode."""
     if mode == "real":
         return []
-    return [(GDT, flat_gdt()), *([(PAGE_TABLES, _identity_map())] if mode == "long" else [])]
-
-
-def _identity_map() -> bytes:
-    """Return PML4, PDPT and four page directories of 2 MiB pages, to be loaded at `PAGE_TABLES`."""
-    pml4 = struct.pack("<Q", PAGE_TABLES + PAGE_SIZE | PRESENT_WRITABLE)
-    directories = [PAGE_TABLES + (2 + i) * PAGE_SIZE | PRESENT_WRITABLE for i in range(IDENTITY_GIB)]
-    pages = range(0, IDENTITY_GIB << 30, LARGE_PAGE_SIZE)
-    return b"".join(
-        [
-            pml4.ljust(PAGE_SIZE, b"\0"),
-            struct.pack(f"<{IDENTITY_GIB}Q", *directories).ljust(PAGE_SIZE, b"\0"),
-            struct.pack(f"<{len(pages)}Q", *(page | LARGE_PAGE | PRESENT_WRITABLE for page in pages)),
-        ]
-    )
+    tables = [(GDT, flat_gdt())]
+    if mode == "long":
+        identity = PageTables(PAGE_TABLES)
+        identity.map(0, 0, IDENTITY_GIB << 30, page_size=PAGE_2M)
+        tables.append((PAGE_TABLES, identity.encode()))
+    return tables
