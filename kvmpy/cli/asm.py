@@ -61,7 +61,9 @@ def run(options: argparse.Namespace) -> int:
     if options.listing or not (options.output or options.symbols):
         print("\n".join(listing(assembly, options.bits)))
     if options.symbols:
-        print("\n".join(f"{value:#010x} {name}" for name, value in sorted(assembly.symbols.items(), key=lambda s: s[1])))
+        print(
+            "\n".join(f"{value:#010x} {name}" for name, value in sorted(assembly.symbols.items(), key=lambda s: s[1]))
+        )
     return 0
 
 

@@ -44,7 +44,10 @@ def run(options: argparse.Namespace) -> int:
     from kvmpy.cli import COMMANDS, command_module
 
     parsers = {name: command_module(name).parser() for name in COMMANDS}
-    words = {name: [*_option_words(p), *(bundled_guests() if name in ("boot", "disasm") else ())] for name, p in parsers.items()}
+    words = {
+        name: [*_option_words(p), *(bundled_guests() if name in ("boot", "disasm") else ())]
+        for name, p in parsers.items()
+    }
     print(SHELLS[options.shell](words, COMMANDS), end="")
     return 0
 

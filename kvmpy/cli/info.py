@@ -50,11 +50,15 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _text(
-    accelerator: KvmAccelerator, capabilities: dict[str, int], features: dict[str, bool], *, every: bool
-) -> str:
-    lines = [f"{DEVICE}: KVM API {API_VERSION} on Linux {platform.release()}, {platform.machine()}", "", "features (tried):"]
-    lines += [f"  {'yes' if on else 'no':4}{name:18}{accelerator.features.explain(name)}" for name, on in features.items()]
+def _text(accelerator: KvmAccelerator, capabilities: dict[str, int], features: dict[str, bool], *, every: bool) -> str:
+    lines = [
+        f"{DEVICE}: KVM API {API_VERSION} on Linux {platform.release()}, {platform.machine()}",
+        "",
+        "features (tried):",
+    ]
+    lines += [
+        f"  {'yes' if on else 'no':4}{name:18}{accelerator.features.explain(name)}" for name, on in features.items()
+    ]
     lines += ["", "capabilities (announced):"]
     for name, value in capabilities.items():
         if value or every:

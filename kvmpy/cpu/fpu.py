@@ -1,8 +1,8 @@
 """The x87 and SSE state inside an XSAVE area in standard format (Intel SDM vol. 1, 10.5.1 and 13.4).
 
-    bytes 0-511    the legacy region, as FXSAVE writes it: x87 control, ST0-ST7, MXCSR, XMM0-XMM15
-    bytes 512-575  the header: XSTATE_BV tells which components are not in their initial state
-    from 576 on    AVX and later components, where CPUID leaf 0xD says
+bytes 0-511    the legacy region, as FXSAVE writes it: x87 control, ST0-ST7, MXCSR, XMM0-XMM15
+bytes 512-575  the header: XSTATE_BV tells which components are not in their initial state
+from 576 on    AVX and later components, where CPUID leaf 0xD says
 """
 
 from __future__ import annotations

@@ -236,6 +236,6 @@ def _refusal(sregs: SystemRegisters, rights: dict[str, bool], access: PageFault,
 
 def _fail(result: Walk, sregs: SystemRegisters, access: PageFault, cause: PageFault, reason: str) -> None:
     """Note the failure; bit I/D of the error code is set only where fetches can be told apart (SDM vol. 3, 4.7)."""
-    if not (sregs.efer & EFER.NXE and sregs.cr4 & CR4.PAE or sregs.cr4 & CR4.SMEP):
+    if not ((sregs.efer & EFER.NXE and sregs.cr4 & CR4.PAE) or sregs.cr4 & CR4.SMEP):
         access &= ~PageFault.FETCH
     result.error_code, result.reason = cause | access, reason

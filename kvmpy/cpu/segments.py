@@ -144,7 +144,14 @@ class Gate:
     def encode(self, bits: int) -> bytes:
         """Return 8 bytes for a 32-bit IDT or 16 for a long-mode one; ConfigError where a field does not fit."""
         wide = bits == 64
-        limits = {"selector": 16, "offset": 64 if wide else 32, "type": 4, "dpl": 2, "ist": 3 if wide else 0, "present": 1}
+        limits = {
+            "selector": 16,
+            "offset": 64 if wide else 32,
+            "type": 4,
+            "dpl": 2,
+            "ist": 3 if wide else 0,
+            "present": 1,
+        }
         for name, width in limits.items():
             if not 0 <= getattr(self, name) < 1 << width:
                 raise ConfigError(f"gate: {name} {getattr(self, name):#x} does not fit in {width} bits")

@@ -89,7 +89,16 @@ class CmosRtc(RegisterDevice):
         if not self.cells[STATUS_B] & B_24_HOURS:
             hours, afternoon = (hours - 1) % 12 + 1, PM if hours >= 12 else 0
         weekday = (now.tm_wday + 1) % 7 + 1  # Sunday is 1
-        values = (now.tm_sec, now.tm_min, hours, weekday, now.tm_mday, now.tm_mon, now.tm_year % 100, now.tm_year // 100)
+        values = (
+            now.tm_sec,
+            now.tm_min,
+            hours,
+            weekday,
+            now.tm_mday,
+            now.tm_mon,
+            now.tm_year % 100,
+            now.tm_year // 100,
+        )
         encoded = values if self.cells[STATUS_B] & B_BINARY else [v // 10 << 4 | v % 10 for v in values]
         registers = dict(zip(TIME_REGISTERS, encoded, strict=True))
         registers[HOURS] |= afternoon
