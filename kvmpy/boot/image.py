@@ -6,7 +6,7 @@ import os
 import stat
 
 from kvmpy.boot.flat import plan_flat
-from kvmpy.boot.sidecar import Sidecar, read_sidecar
+from kvmpy.boot.sidecar import sidecar_beside
 from kvmpy.errors import ImageError
 
 TYPE_CHECKING = False
@@ -45,8 +45,7 @@ def plan_image(
     """
     path = find_image(name)
     image = read_image(name, path, memory)
-    side = os.path.splitext(path)[0] + ".json"
-    sidecar = read_sidecar(side) if path.endswith(".bin") and os.path.exists(side) else Sidecar()
+    sidecar = sidecar_beside(path)
     if mode is not None and mode != sidecar.mode:
         sidecar.mode, sidecar.load, sidecar.entry = mode, None, None
     if load is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 
 from kvmpy.errors import ImageError
-from kvmpy.record import field, record
+from kvmpy.record import asdict, field, record
 
 MODES = ("real", "protected", "long")
 IRQCHIPS = ("none", "kernel")
@@ -14,7 +15,10 @@ ADDRESS_LIMIT = 1 << 52
 
 @record
 class Sidecar:
-    """How a flat image wants to be booted. None leaves the choice to the mode's defaults."""
+    """How a flat image wants to be booted; None leaves the choice to the mode's defaults.
+
+    `spans` are [start, end, bits] of the image's code, `bits` 0 for data, for the disassembler.
+    """
 
     mode: str = "real"
     load: int | None = None
@@ -23,6 +27,20 @@ class Sidecar:
     irqchip: str = "kernel"
     summary: str = ""
     symbols: dict[str, int] = field(default_factory=dict)
+    spans: list[list[int]] = field(default_factory=list)
+
+
+def write_sidecar(path: str, sidecar: Sidecar) -> None:
+    """Write a sidecar; what is None or empty is left out."""
+    data = {name: value for name, value in asdict(sidecar).items() if value not in (None, "", {}, [])}
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(json.dumps(data, indent=1) + "\n")
+
+
+def sidecar_beside(image: str) -> Sidecar:
+    """Return the sidecar of an image NAME.bin, the defaults when there is none."""
+    side = os.path.splitext(image)[0] + ".json"
+    return read_sidecar(side) if image.endswith(".bin") and os.path.exists(side) else Sidecar()
 
 
 def read_sidecar(path: str) -> Sidecar:
@@ -55,6 +73,13 @@ def _is_symbols(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(v, int) for v in value.values())
 
 
+def _is_spans(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(span, list) and len(span) == 3 and all(map(_is_address, span)) and span[2] in (0, 16, 32, 64)
+        for span in value
+    )
+
+
 VALID = {
     "mode": lambda value: value in MODES,
     "load": _is_address,
@@ -63,4 +88,5 @@ VALID = {
     "irqchip": lambda value: value in IRQCHIPS,
     "summary": lambda value: isinstance(value, str),
     "symbols": _is_symbols,
+    "spans": _is_spans,
 }

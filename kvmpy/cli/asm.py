@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from kvmpy.boot.sidecar import Sidecar, write_sidecar
 from kvmpy.cli.arguments import address, command_parser
 from kvmpy.errors import AssemblyError, ImageError
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from kvmpy.asm import Assembly
 
+LISTED_BYTES = 11
 MODE_OF_BITS = {16: "real", 32: "protected", 64: "long"}
 
 EPILOG = """\
@@ -27,7 +29,7 @@ exit codes:
 
 examples:
   kvmpy asm hello.asm -o hello.bin --origin 0x7c00 --sidecar && kvmpy boot hello.bin
-  echo 'mov al, 65; out 0xe9, al; hlt' | kvmpy asm - --listing
+  printf 'mov al, 65\\nout 0xe9, al\\nhlt\\n' | kvmpy asm - --listing
 """
 
 
@@ -59,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         if options.sidecar:
             _write_sidecar(options.output, assembly, options.bits)
     if options.listing or not (options.output or options.symbols):
-        print("\n".join(listing(assembly, options.bits)))
+        print("\n".join(listing(assembly)))
     if options.symbols:
         print(
             "\n".join(f"{value:#010x} {name}" for name, value in sorted(assembly.symbols.items(), key=lambda s: s[1]))
@@ -67,19 +69,16 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def listing(assembly: Assembly, bits: int) -> list[str]:
-    """Return the assembled code with addresses, bytes and labels."""
-    from kvmpy.asm import disassemble
-
+def listing(assembly: Assembly) -> list[str]:
+    """Return address, bytes and source of every statement, and the labels."""
     labels: dict[int, list[str]] = {}
     for name, value in assembly.symbols.items():
         labels.setdefault(value, []).append(name)
     lines = []
-    for start, end, mode in assembly.regions or [(assembly.origin, assembly.origin + len(assembly.code), bits)]:
-        code = assembly.code[start - assembly.origin : end - assembly.origin]
-        for item in disassemble(code, bits=mode, origin=start, symbols=assembly.symbols):
-            lines += [f"{name}:" for name in labels.get(item.address, ())]
-            lines.append(f"  {item.address:08x}  {item.raw.hex():<24}  {item.text}")
+    for line in assembly.lines:
+        lines += [f"{name}:" for name in labels.get(line.address, ())]
+        shown = line.raw[:LISTED_BYTES].hex() + ("…" if len(line.raw) > LISTED_BYTES else "")
+        lines.append(f"  {line.address:08x}  {shown:<24}  {line.text}")
     return lines
 
 
@@ -109,14 +108,16 @@ def _write(name: str, data: bytes) -> None:
 
 
 def _write_sidecar(output: str, assembly: Assembly, bits: int) -> None:
-    import json
-
     if not output.endswith(".bin"):
         raise ImageError(f"{output}: a sidecar belongs to an image named NAME.bin; rename it")
-    sidecar = {
-        "mode": MODE_OF_BITS[bits],
-        "load": assembly.origin,
-        "size": len(assembly.code),
-        "symbols": dict(sorted(assembly.symbols.items())),
-    }
-    _write(output.removesuffix(".bin") + ".json", (json.dumps(sidecar, indent=1) + "\n").encode())
+    sidecar = Sidecar(
+        mode=MODE_OF_BITS[bits],
+        load=assembly.origin,
+        size=len(assembly.code),
+        symbols=assembly.symbols,
+        spans=[[span.start, span.end, span.bits] for span in assembly.spans],
+    )
+    try:
+        write_sidecar(output.removesuffix(".bin") + ".json", sidecar)
+    except OSError as error:
+        raise ImageError(f"{output}: its sidecar cannot be written: {os.strerror(error.errno or 0)}") from None

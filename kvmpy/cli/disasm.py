@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 
+from kvmpy.asm import Instruction, disassemble
 from kvmpy.boot.image import find_image, read_image
-from kvmpy.boot.sidecar import Sidecar, read_sidecar
+from kvmpy.boot.sidecar import Sidecar, sidecar_beside
 from kvmpy.cli.arguments import address, command_parser, count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
 SIZE_LIMIT = 64 << 20
+DATA_LINE = 8
 BITS_OF_MODE = {"real": 16, "protected": 32, "long": 64}
 LOAD_OF_BITS = {16: 0x7C00, 32: 0x10_0000, 64: 0x10_0000}
 
 EPILOG = """\
-A sidecar NAME.json beside NAME.bin gives mode, address and symbols. Data is shown as if it were code: a flat image does
-not tell them apart.
+A sidecar NAME.json beside NAME.bin gives mode, address, symbols, and what is code and what data. Without one, or with
+--bits, all is shown as code of one mode.
 
 exit codes:
   0   done
@@ -45,21 +48,32 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Disassemble."""
-    from kvmpy.asm import disassemble
-
     path = find_image(options.file)
     image = read_image(options.file, path, SIZE_LIMIT)
-    side = os.path.splitext(path)[0] + ".json"
-    sidecar = read_sidecar(side) if path.endswith(".bin") and os.path.exists(side) else Sidecar()
+    sidecar = sidecar_beside(path)
     bits = options.bits or BITS_OF_MODE[sidecar.mode]
     origin = options.origin
     if origin is None:
         origin = LOAD_OF_BITS[bits] if sidecar.load is None else sidecar.load
-    skip = max(0, (options.start or origin) - origin)
-    labels = {value: name for name, value in sidecar.symbols.items()}
-    code = image[skip:]
-    for item in disassemble(code, bits=bits, origin=origin + skip, symbols=sidecar.symbols, count=options.count or 0):
-        if item.address in labels:
-            print(f"{labels[item.address]}:")
-        print(f"  {item.address:08x}  {item.raw.hex():<24}  {item.text}")
+    listing = _listing(image, origin, bits, sidecar if options.bits is None else Sidecar())
+    start = options.start or 0
+    print("\n".join(itertools.islice((text for at, text in listing if at >= start), options.count)))
     return 0
+
+
+def _listing(image: bytes, origin: int, bits: int, sidecar: Sidecar) -> Iterator[tuple[int, str]]:
+    """Yield (address, line), in each span's own mode."""
+    labels = {value: name for name, value in sidecar.symbols.items()}
+    for start, end, mode in sidecar.spans or [[origin, origin + len(image), bits]]:
+        code = image[max(0, start - origin) : max(0, end - origin)]
+        items = disassemble(code, bits=mode, origin=start, symbols=sidecar.symbols) if mode else _data(code, start)
+        for address, raw, text in ((i.address, i.raw, i.text) for i in items):
+            label = f"{labels[address]}:\n" if address in labels else ""
+            yield address, f"{label}  {address:08x}  {raw.hex():<24}  {text}"
+
+
+def _data(code: bytes, start: int) -> Iterator[Instruction]:
+    for at in range(0, len(code), DATA_LINE):
+        raw = code[at : at + DATA_LINE]
+        operands = ", ".join(f"{byte:#04x}" for byte in raw)
+        yield Instruction(start + at, raw, ".byte", operands, f".byte {operands}")

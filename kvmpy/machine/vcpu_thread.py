@@ -35,12 +35,12 @@ class VcpuThread(threading.Thread):
         try:
             self._loop()
         except BusError as error:
-            self._stop(StopKind.UNCLAIMED, str(error))
+            self._report(StopKind.UNCLAIMED, str(error))
         except KvmpyError as error:
-            self._stop(StopKind.HOST_ERROR, str(error))
+            self._report(StopKind.HOST_ERROR, str(error))
         except BaseException as error:
             self.error = error
-            self._stop(StopKind.HOST_ERROR, f"{type(error).__name__}: {error}")
+            self._report(StopKind.HOST_ERROR, f"{type(error).__name__}: {error}")
 
     def _loop(self) -> None:
         machine, enter, note = self.machine, self.vcpu.enter, self.recent.append
@@ -57,7 +57,7 @@ class VcpuThread(threading.Thread):
                 answer = self._serve(code)
                 if answer is None:
                     return
-        self._stop(StopKind.EXIT_LIMIT, f"{self.limit} exits were allowed; raise --max-exits to go on")
+        self._report(StopKind.EXIT_LIMIT, f"{self.limit} exits were allowed; raise --max-exits to go on")
 
     def _serve(self, code: int) -> int | None:
         """Serve an exit that has no handler of its own yet; None ends the thread."""
@@ -74,7 +74,7 @@ class VcpuThread(threading.Thread):
         if reason in (packed.IO, packed.MMIO):
             with machine.lock:
                 return self._access(code, reason)
-        self._stop(*self._crash(code, reason))
+        self._report(*self._crash(code, reason))
         return None
 
     def _access(self, code: int, reason: int) -> int:
@@ -115,7 +115,7 @@ class VcpuThread(threading.Thread):
         kind, detail = CRASH_DETAILS.get(reason, (StopKind.INTERNAL_ERROR, "an exit kvmpy does not serve"))
         return kind, f"{detail}: {exit!r}"
 
-    def _stop(self, kind: str, detail: str) -> None:
+    def _report(self, kind: str, detail: str) -> None:
         self.machine.stop(Stop(kind, detail, vcpu=self.vcpu.id))
 
 
