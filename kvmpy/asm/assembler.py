@@ -152,7 +152,7 @@ def _finish(source: Source, code: bytes, addresses: list[int], values: dict[str,
         raw = code[start - origin : end - origin]
         if statement.kind == "instruction":
             try:
-                check_instruction(statement.text, raw, bits=statement.bits, address=start)
+                check_instruction(statement.plain, raw, bits=statement.bits, address=start)
             except AssemblyError as error:
                 raise _at(statement, error) from None
         elif not raw:

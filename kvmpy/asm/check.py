@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from kvmpy.asm.disassembler import capstone_engine
-from kvmpy.asm.expressions import STRING, parse_number
+from kvmpy.asm.expressions import STRING, evaluate, parse_number
 from kvmpy.asm.source import REGISTERS
 from kvmpy.errors import AssemblyError
 
@@ -107,11 +107,20 @@ def _check_numbers(operands: str, found: Any) -> None:
         if not any(_fits(value, op.size) and (op.imm - value) % (1 << 8 * op.size) == 0 for op in immediates):
             raise _differs(found, f"{value} is not in it")
     memory = re.search(r"\[([^\[\]]*)\]", operands)
-    number = parse_number(memory[1]) if memory else None
+    number = _displacement(memory[1]) if memory else None
     if number is not None and not any(
         op.type == 3 and (op.mem.disp - number) % (1 << 16) == 0 for op in found.operands
     ):
         raise _differs(found, f"{number:#x} is not in it")
+
+
+def _displacement(expression: str) -> int | None:
+    """Return what is added to the registers of a memory operand, None when a label is part of it."""
+    without = re.sub(rf"(?i)(?<![\w.])({REGISTERS.pattern})\b(\s*\*\s*[1248])?", "0", expression)
+    try:
+        return evaluate(without, {})
+    except AssemblyError:
+        return None
 
 
 def _fits(value: int, size: int) -> bool:

@@ -34,14 +34,15 @@ MODES = {"code16": 16, "code32": 32, "code64": 64}
 CONSTANTS = ("equ", "set")
 DIRECTIVES = (*DATA, *TEXT, *SPACE, "fill", *PADDING, *CONSTANTS, *MODES)
 REGISTERS = re.compile(
-    r"(?i)[abcd][lhx]|e?[abcd]x|r[abcd]x|[re]?(si|di|bp|sp|ip)l?|(si|di|bp|sp)l|r(8|9|1[0-5])[dwb]?"
-    r"|[cdefgs]s|cr\d+|dr\d+|st|[xyz]mm\d+"
+    r"[abcd][lhx]|e?[abcd]x|r[abcd]x|[re]?(si|di|bp|sp|ip)l?|(si|di|bp|sp)l|r(8|9|1[0-5])[dwb]?"
+    r"|[cdefgs]s|cr\d+|dr\d+|st|[xyz]mm\d+",
+    re.IGNORECASE,
 )
 
 
 @record
 class Statement:
-    """One label, directive or instruction: where it stands, and what Keystone gets for it.
+    """One directive or instruction: where it stands, with its constants put in (`plain`), and what Keystone gets (`code`).
 
     `kind` is "instruction", "data", or "padding": then `pad` gives the number of bytes needed at an address.
     """
@@ -50,6 +51,7 @@ class Statement:
     text: str
     bits: int
     kind: str
+    plain: str
     code: str
     labels: list[str]
     pad: Callable[[int], int] | None = None
@@ -92,8 +94,15 @@ class Source:
             raise AssemblyError("neither label, directive nor instruction")
         if " " in rest:
             _check_operands(rest.partition(" ")[2])
-        self._add(number, rest, "instruction", rewrite(rest, self.bits), labels)
+        plain = self._with_numbers(rest)
+        _check_memory(plain)
+        self._add(number, rest, "instruction", rewrite(plain, self.bits), labels, plain=plain)
         return []
+
+    def _with_numbers(self, text: str) -> str:
+        """Put the values of constants in: in a memory operand Keystone takes one name only, and no sign or factor."""
+        names = re.compile(rf"{STRING.pattern}|(?<![\w.]){NAME}")
+        return names.sub(lambda m: str(self.constants.get(m[0], m[0])), text)
 
     def _name(self, name: str, number: int) -> str:
         if name in self.names:
@@ -167,9 +176,16 @@ class Source:
         return f".{name} {', '.join(map(str, numbers))}"
 
     def _add(
-        self, number: int, text: str, kind: str, code: str, labels: list[str], pad: Callable[[int], int] | None = None
+        self,
+        number: int,
+        text: str,
+        kind: str,
+        code: str,
+        labels: list[str],
+        pad: Callable[[int], int] | None = None,
+        plain: str = "",
     ) -> None:
-        self.statements.append(Statement(number, text, self.bits, kind, code, labels, pad))
+        self.statements.append(Statement(number, text, self.bits, kind, plain, code, labels, pad))
 
 
 def _check_characters(text: str) -> None:
@@ -192,6 +208,17 @@ def _check_operands(text: str) -> None:
     for operand in plain.split(","):
         if not operand.strip() or re.search(r"[-+*/%~!<>&|^(\[]\s*$|[(\[]\s*[)\]]", operand):
             raise AssemblyError("an operand is missing")
+
+
+def _check_memory(text: str) -> None:
+    """Refuse memory operands whose names Keystone would add up wrongly: it honours one, and that as if it were added."""
+    for operand in re.findall(r"\[([^\[\]]*)\]", STRING.sub("0", text)):
+        names = [m for m in re.finditer(rf"(?<![\w.]){NAME}", operand) if not REGISTERS.fullmatch(m[0])]
+        factors = any(
+            re.search(r"[-*/]\s*$", operand[: m.start()]) or re.match(r"\s*[*/]", operand[m.end() :]) for m in names
+        )
+        if len(names) > 1 or factors:
+            raise AssemblyError("a memory operand may add one label; give the sum or difference a name with .equ")
 
 
 def _text(name: str, operands: str) -> str:

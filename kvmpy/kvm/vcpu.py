@@ -32,6 +32,7 @@ class VcpuFd(Fd):
         self._ring_map: mmap.mmap | None = None
         self.run = ffi.cast("struct kvm_run *", self._pages)
         self.handle = ffi.new("struct kvmpy_vcpu *", {"fd": fd, "run": self.run})
+        lib.kvmpy_install_kick_handler()  # without it the first kick, SIGRTMIN, would end the process
         page = constant("KVM_COALESCED_MMIO_PAGE_OFFSET")
         if mmap_size > page * PAGE_SIZE:
             self.handle.ring = ffi.cast("struct kvm_coalesced_mmio_ring *", self._pages + page * PAGE_SIZE)

@@ -125,7 +125,9 @@ def port_exit(peers: dict[str, Path], rounds: int) -> list[Figure]:
     """One port-I/O exit: the machine's run loop with a Python device, against the same loop in C."""
     pairs = [(python_exits(), output_of(peers["exits"], str(EXITS))[0]) for _ in range(rounds)]
     ratio = statistics.median(ours / theirs for ours, theirs in pairs)
-    detail = f"{statistics.median(p[0] for p in pairs):.2f} µs against {statistics.median(p[1] for p in pairs):.2f} µs in C"
+    detail = (
+        f"{statistics.median(p[0] for p in pairs):.2f} µs against {statistics.median(p[1] for p in pairs):.2f} µs in C"
+    )
     return [Figure("a port-I/O exit served by a Python device / by C", ratio, 1.15, "×", detail=detail)]
 
 
@@ -154,7 +156,9 @@ def console(peers: dict[str, Path], rounds: int) -> list[Figure]:
         rate = statistics.median(on for on, _ in pairs)
         limit = 1.0 if "polled" in name else 2.0
         figures.append(
-            Figure(f"{name}: bytes/s coalesced / uncoalesced", ratio, limit, "×", True, f"{rate / 1e3:.0f} kB/s coalesced")
+            Figure(
+                f"{name}: bytes/s coalesced / uncoalesced", ratio, limit, "×", True, f"{rate / 1e3:.0f} kB/s coalesced"
+            )
         )
     return figures
 
@@ -222,7 +226,9 @@ def ready_to_run(peers: dict[str, Path], rounds: int) -> list[Figure]:
         ours = statistics.median(set_up() for _ in range(20))
         pairs.append((ours, statistics.median(output_of(peers["setup"], "20"))))
     ratio = statistics.median(ours / theirs for ours, theirs in pairs)
-    detail = f"{statistics.median(p[0] for p in pairs):.0f} µs against {statistics.median(p[1] for p in pairs):.0f} µs in C"
+    detail = (
+        f"{statistics.median(p[0] for p in pairs):.0f} µs against {statistics.median(p[1] for p in pairs):.0f} µs in C"
+    )
     return [Figure("VM, vCPU and memory ready to run / the same ioctls in C", ratio, 1.5, "×", detail=detail)]
 
 
