@@ -55,7 +55,7 @@ class Uart16550(RegisterDevice):
         on_coalescible_change: Callable[[bool], None] = lambda _on: None,
     ) -> None:
         super().__init__()
-        self.registers |= {"fcr": 0, "dll": 12, "dlm": 0, "transmit_event": 0}  # 115200 / 12 = 9600 baud
+        self.registers |= {"fcr": 0, "dll": 12, "dlm": 0, "transmit_event": 0, "listening": 0}  # 115200 / 12 = 9600 baud
         self.fifo: deque[int] = deque()
         self._irq = irq
         self._output = output
@@ -66,8 +66,14 @@ class Uart16550(RegisterDevice):
 
     @property
     def room(self) -> int:
-        """How many bytes `receive()` would take now; none in loopback, which cuts the line."""
-        return 0 if self.registers["mcr"] & MCR_LOOP else self._capacity - len(self.fifo)
+        """How many bytes `receive()` would take now: none in loopback, which cuts the line.
+
+        And none before the guest listens, that is, reads LSR or enables the receiver's interrupt: piped input would be
+        there before the guest has set its port up, and be lost when it clears the FIFO.
+        """
+        if self.registers["mcr"] & MCR_LOOP or not self.registers["listening"]:
+            return 0
+        return self._capacity - len(self.fifo)
 
     def receive(self, data: bytes) -> int:
         """Give the guest input; return how many bytes there was room for."""
@@ -137,6 +143,8 @@ class Uart16550(RegisterDevice):
         if value & ~self.registers["ier"] & IER_TRANSMIT:
             self.registers["transmit_event"] = 1
         self.registers["ier"] = value & 0x0F
+        if value & IER_RECEIVE:
+            self._listen()
         self._update_irq()
 
     def read_iir(self) -> int:
@@ -164,9 +172,16 @@ class Uart16550(RegisterDevice):
 
     def read_lsr(self) -> int:
         """Line status; reading it clears the error bits."""
+        self._listen()
         errors, self.registers["lsr"] = self.registers["lsr"], 0
-        self._update_irq()
+        if errors:
+            self._update_irq()
         return errors | LSR_TRANSMITTER_EMPTY | (LSR_DATA_READY if self.fifo else 0)
+
+    def _listen(self) -> None:
+        if not self.registers["listening"]:
+            self.registers["listening"] = 1
+            self._on_room()
 
     def read_msr(self) -> int:
         """Modem status; reading it clears the delta bits."""
