@@ -2,8 +2,8 @@
 
     python tools/build_guests.py [OUT]     default: kvmpy/guests
 
-The head of a source, lines that begin with `;;`, says how it is built: `bits`, `load`, `irqchip`, `summary`, and `include`,
-the folder whose files follow it in the order of their names. The same source gives the same bytes, anywhere.
+The head of a source, lines that begin with `;;`, says how it is built: `bits`, `load`, `irqchip`, `summary`, and
+`include`, the folder whose files follow it in the order of their names. The same source gives the same bytes, anywhere.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def load_sregs(sregs: CData) -> SystemRegisters:
     at = len(SEGMENT_NAMES) * SEGMENT.size
     tables = [DescriptorTable(*TABLE.unpack_from(data, at + i * TABLE.size)) for i in range(2)]
     control = CONTROL.unpack_from(data, at + 2 * TABLE.size)
-    return SystemRegisters(*segments, *tables, *control)
+    return SystemRegisters(*segments, *tables, *control)  # type: ignore[arg-type]  # in the order of the fields
 
 
 def store_sregs(sregs: CData, values: SystemRegisters) -> None:

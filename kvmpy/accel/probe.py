@@ -1,7 +1,7 @@
 """What an accelerator does as the manuals say, found out by trying.
 
-A feature is probed once, when it is first asked for, in a throwaway VM. Code and tests ask `features.int3`, never for the
-host's name: what one host's KVM emulates wrongly or not at all, another's processor does in hardware.
+A feature is probed once, when it is first asked for, in a throwaway VM. Code and tests ask `features.int3`, never for
+the host's name: what one host's KVM emulates wrongly or not at all, another's processor does in hardware.
 """
 
 from __future__ import annotations
@@ -61,9 +61,11 @@ def _runs(bits: int, code: str, *, ring: int = 0) -> Callable[[Accelerator], boo
     return lambda accelerator: _first_exit(accelerator, bits, code, ring=ring) == REACHED
 
 
-def _raises(vector: int, bits: int, code: str, **how: object) -> Callable[[Accelerator], bool]:
+def _raises(
+    vector: int, bits: int, code: str, *, ring: int = 0, prepare: Callable[[CpuState], None] = lambda _state: None
+) -> Callable[[Accelerator], bool]:
     """Probe: the code raises this exception, delivered through the interrupt table."""
-    return lambda accelerator: _first_exit(accelerator, bits, code, **how) == vector
+    return lambda accelerator: _first_exit(accelerator, bits, code, ring=ring, prepare=prepare) == vector
 
 
 def _first_exit(

@@ -36,7 +36,7 @@ class Span:
 
 @record
 class Assembly:
-    """The result: the bytes, the labels and .equ constants by name, every statement's place, and what is code or data."""
+    """The result: the bytes, labels and .equ constants by name, each statement's place, and what is code or data."""
 
     code: bytes
     origin: int

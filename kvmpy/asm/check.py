@@ -20,8 +20,8 @@ CONDITIONS = {
     "nge": "l", "nl": "ge", "ng": "le", "nle": "g",
 }  # fmt: skip
 SAME = {
-    "movabs": "mov", "sal": "shl", "fwait": "wait", "ljmp": "jmp", "lcall": "call", "loopz": "loope", "loopnz": "loopne",
-    "sysretq": "sysret", "sysretl": "sysret", "sysexitq": "sysexit", "pushaw": "pusha", "pushal": "pusha",
+    "movabs": "mov", "sal": "shl", "fwait": "wait", "ljmp": "jmp", "lcall": "call", "loopz": "loope", "loopnz":
+    "loopne", "sysretq": "sysret", "sysretl": "sysret", "sysexitq": "sysexit", "pushaw": "pusha", "pushal": "pusha",
     "pushad": "pusha", "popaw": "popa", "popal": "popa", "popad": "popa", "pushfw": "pushf", "pushfd": "pushf",
     "pushfq": "pushf", "popfw": "popf", "popfd": "popf", "popfq": "popf", "iretd": "iret", "iretw": "iret",
     "iretq": "iret", "retfq": "retf", "lret": "retf", "icebp": "int1", "ud2a": "ud2", "xlat": "xlatb",

@@ -1,7 +1,7 @@
 """Instructions that Keystone gets wrong, said in another way: a table of patterns.
 
-Some come out in another size than they say (a 16-bit CALL as a 32-bit one), some are not known in this form (far jumps to
-`selector:offset`). What is not in the table and still comes out wrong, `kvmpy.asm.check` refuses.
+Some come out in another size than they say (a 16-bit CALL as a 32-bit one), some are not known in this form (far jumps
+to `selector:offset`). What is not in the table and still comes out wrong, `kvmpy.asm.check` refuses.
 """
 
 from __future__ import annotations

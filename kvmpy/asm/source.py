@@ -1,7 +1,7 @@
 """Assembly source, line by line: comments off, directives checked, and rewritten where Keystone would get it wrong.
 
-Keystone is LLVM's assembler of 2016 with an Intel-syntax parser on top. Some directives crash the process, hang, or read
-files of the host, and so does some plain nonsense (`.long 1,,2`); only what is listed here and well-formed passes.
+Keystone is LLVM's assembler of 2016 with an Intel-syntax parser on top. Some directives crash the process, hang, or
+read files of the host, and so does some plain nonsense (`.long 1,,2`); only what is listed here and well-formed passes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ REGISTERS = re.compile(
 
 @record
 class Statement:
-    """One directive or instruction: where it stands, with its constants put in (`plain`), and what Keystone gets (`code`).
+    """One directive or instruction: where it stands, with its constants put in (`plain`), and what Keystone gets
+    (`code`).
 
     `kind` is "instruction", "data", or "padding": then `pad` gives the number of bytes needed at an address.
     """
@@ -149,11 +150,11 @@ class Source:
         self.equations.append(f".equ {name}, {value}")
 
     def _check_constants(self) -> None:
-        """Constants made of labels may refer to earlier constants, not in circles: Keystone would follow them forever."""
+        """Refuse constants that refer to later ones: Keystone would follow a circle forever."""
         labels = self.names.keys() - self.constants.keys() - {name for _, name, _ in self._relative}
         known = labels | self.constants.keys()
         for number, name, value in self._relative:
-            unknown = {n for n in re.findall(rf"(?<![\w.]){NAME}", value)} - known
+            unknown = set(re.findall(rf"(?<![\w.]){NAME}", value)) - known
             if unknown:
                 raise AssemblyError(
                     f"line {number}: {', '.join(sorted(unknown))} is not defined, or only later: .equ {name},{value}"

@@ -67,9 +67,9 @@ def _listing(image: bytes, origin: int, bits: int, sidecar: Sidecar) -> Iterator
     for start, end, mode in sidecar.spans or [[origin, origin + len(image), bits]]:
         code = image[max(0, start - origin) : max(0, end - origin)]
         items = disassemble(code, bits=mode, origin=start, symbols=sidecar.symbols) if mode else _data(code, start)
-        for address, raw, text in ((i.address, i.raw, i.text) for i in items):
-            label = f"{labels[address]}:\n" if address in labels else ""
-            yield address, f"{label}  {address:08x}  {raw.hex():<24}  {text}"
+        for item in items:
+            label = f"{labels[item.address]}:\n" if item.address in labels else ""
+            yield item.address, f"{label}  {item.address:08x}  {item.raw.hex():<24}  {item.text}"
 
 
 def _data(code: bytes, start: int) -> Iterator[Instruction]:

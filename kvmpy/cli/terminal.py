@@ -27,8 +27,9 @@ Ctrl-A Ctrl-A  send Ctrl-A to the guest\r
 class Output:
     """Bytes to a descriptor that may block or be closed.
 
-    To a terminal they go at once; else they are collected until a line ends. `give_up` is asked while the reader is slow,
-    so that a full pipe cannot hold up a machine that was told to stop; `closed` is called when the reader is gone.
+    To a terminal they go at once; else they are collected until a line ends. `give_up` is asked while the reader is
+    slow, so that a full pipe cannot hold up a machine that was told to stop; `closed` is called when the reader is
+    gone.
     """
 
     def __init__(self, fd: int, give_up: Callable[[], bool], closed: Callable[[], None]) -> None:

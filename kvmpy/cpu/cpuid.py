@@ -20,7 +20,7 @@ class Feature(NamedTuple):
     """Where a feature's bit lies."""
 
     function: int
-    index: int
+    subleaf: int
     register: str
     bit: int
 
@@ -116,16 +116,16 @@ class CpuidTable:
     def has(self, name: str) -> bool:
         """Tell whether a feature is announced; ConfigError when its name is not known."""
         feature = _feature(name)
-        entry = self.find(feature.function, feature.index)
+        entry = self.find(feature.function, feature.subleaf)
         return entry is not None and bool(getattr(entry, feature.register) >> feature.bit & 1)
 
     def enable(self, *names: str) -> None:
         """Announce features. Whether they work is the accelerator's affair. A missing leaf is added."""
         for name in names:
             feature = _feature(name)
-            entry = self.find(feature.function, feature.index)
+            entry = self.find(feature.function, feature.subleaf)
             if entry is None:
-                entry = CpuidEntry(feature.function, feature.index, SIGNIFICANT_INDEX if feature.index else 0)
+                entry = CpuidEntry(feature.function, feature.subleaf, SIGNIFICANT_INDEX if feature.subleaf else 0)
                 self.entries.append(entry)
             _change(entry, feature, on=True)
 
@@ -133,7 +133,7 @@ class CpuidTable:
         """Announce features no longer."""
         for name in names:
             feature = _feature(name)
-            entry = self.find(feature.function, feature.index)
+            entry = self.find(feature.function, feature.subleaf)
             if entry is not None:
                 _change(entry, feature, on=False)
 

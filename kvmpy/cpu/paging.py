@@ -1,7 +1,7 @@
 """Walks the guest's page tables as the processor does, and tells what it saw (Intel SDM vol. 3, chapter 4).
 
-32-bit, PAE, 4-level and 5-level paging. Not looked at: protection keys, shadow stacks, and the TLB, which may still hold
-what the tables no longer say.
+32-bit, PAE, 4-level and 5-level paging. Not looked at: protection keys, shadow stacks, and the TLB, which may still
+hold what the tables no longer say.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PSE36_HIGH, PSE36_RESERVED = 0x1F_E000, 1 << 21  # a 4 MiB page's address bits 3
 
 
 class Level(NamedTuple):
-    """One level: the table's name, the lowest address bit of its index, the index's width, and whether it can map pages."""
+    """One level: the table's name, the lowest bit of its index, the index's width, and whether it can map pages."""
 
     name: str
     shift: int

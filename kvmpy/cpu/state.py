@@ -139,8 +139,8 @@ class MpState:
 class CpuState:
     """Everything a vCPU holds; any accelerator can give it and take it.
 
-    `msrs` maps index to value, `xcrs` XCR number to value; `xsave` is the XSAVE area in standard format (Intel SDM vol. 1,
-    13.4), empty where it was never read; `lapic` is the 1 KiB APIC register page, None without an in-kernel APIC.
+    `msrs` maps index to value, `xcrs` XCR number to value; `xsave` is the XSAVE area in standard format (Intel SDM vol.
+    1, 13.4), empty where it was never read; `lapic` is the 1 KiB APIC register page, None without an in-kernel APIC.
     """
 
     regs: Registers = field(default_factory=Registers)

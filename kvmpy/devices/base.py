@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Device(ABC):
     """Something the guest reaches by ports or MMIO.
 
-    Offsets count from where the bus placed the device; `size` is the access's width in bytes (1, 2, 4, 8). The bus holds
-    the machine's lock during every call, so a device needs none of its own.
+    Offsets count from where the bus placed the device; `size` is the access's width in bytes (1, 2, 4, 8). The bus
+    holds the machine's lock during every call, so a device needs none of its own.
     """
 
     name: str
@@ -59,8 +59,8 @@ class Register:
 class RegisterDevice(Device):
     """A device of byte-wide registers, declared in `REGISTERS`. Wider accesses reach the neighbours, as on ISA.
 
-    A register is storage unless the class has methods `read_NAME()` and `write_NAME(value)`. An offset without a register
-    reads as all ones and ignores writes.
+    A register is storage unless the class has methods `read_NAME()` and `write_NAME(value)`. An offset without a
+    register reads as all ones and ignores writes.
     """
 
     REGISTERS: tuple[Register, ...] = ()
@@ -112,8 +112,8 @@ def whole(device: Device, state: dict[str, object], name: str, limit: int = 0xFF
 class IrqLine:
     """One input pin of an interrupt controller, whoever implements the controller.
 
-    `set_level(gsi, level)` reaches it: KVM's in-kernel chips or a Python PIC/IOAPIC. The last level is remembered, so that
-    a device may state its level as often as it likes and only changes travel.
+    `set_level(gsi, level)` reaches it: KVM's in-kernel chips or a Python PIC/IOAPIC. The last level is remembered, so
+    that a device may state its level as often as it likes and only changes travel.
     """
 
     __slots__ = ("_set_level", "gsi", "level")

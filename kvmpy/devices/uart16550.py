@@ -55,7 +55,13 @@ class Uart16550(RegisterDevice):
         on_coalescible_change: Callable[[bool], None] = lambda _on: None,
     ) -> None:
         super().__init__()
-        self.registers |= {"fcr": 0, "dll": 12, "dlm": 0, "transmit_event": 0, "listening": 0}  # 115200 / 12 = 9600 baud
+        self.registers |= {
+            "fcr": 0,
+            "dll": 12,
+            "dlm": 0,
+            "transmit_event": 0,
+            "listening": 0,
+        }  # 115200 / 12 = 9600 baud
         self.fifo: deque[int] = deque()
         self._irq = irq
         self._output = output

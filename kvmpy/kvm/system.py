@@ -55,7 +55,7 @@ class Kvm(Fd):
             )
         if answer != API_VERSION:
             raise NoAcceleratorError(
-                f"KVM_GET_API_VERSION on {self.target}: version {answer}, kvmpy speaks {API_VERSION}; update the host's kernel"
+                f"KVM_GET_API_VERSION on {self.target}: version {answer}, kvmpy speaks {API_VERSION}; update the kernel"
             )
 
     def api_version(self) -> int:

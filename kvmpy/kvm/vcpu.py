@@ -286,7 +286,7 @@ class VcpuFd(Fd):
         self._ring_next = 0
 
     def harvest_dirty_ring(self) -> list[tuple[int, int]]:
-        """Return (slot, page) of the pages written since the last harvest; `VmFd.reset_dirty_rings()` frees the room."""
+        """Return (slot, page) of pages written since the last harvest; `VmFd.reset_dirty_rings()` frees the room."""
         if self._ring_map is None:
             raise ioctl_error("KVM_RESET_DIRTY_RINGS", self.target, errno.ENOTTY)
         dirty, reset = constant("KVM_DIRTY_GFN_F_DIRTY"), constant("KVM_DIRTY_GFN_F_RESET")

@@ -110,7 +110,7 @@ class VmFd(Fd):
         self.ioctl("KVM_IOEVENTFD", ffi.new("struct kvm_ioeventfd *", request))
 
     def irqfd(self, fd: int, gsi: int, *, resample_fd: int | None = None, remove: bool = False) -> None:
-        """Raise interrupt line `gsi` when the eventfd `fd` is signalled; with `resample_fd` the line is level-triggered."""
+        """Raise line `gsi` when the eventfd `fd` is signalled; with `resample_fd` the line is level-triggered."""
         flags = constant("KVM_IRQFD_FLAG_DEASSIGN") if remove else 0
         flags |= constant("KVM_IRQFD_FLAG_RESAMPLE") if resample_fd is not None else 0
         request = {"fd": fd, "gsi": gsi, "flags": flags, "resamplefd": resample_fd or 0}

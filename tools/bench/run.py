@@ -44,7 +44,8 @@ OUT_FOREVER = bytes.fromhex("e6e9 ebfc")  # again: out 0xe9, al; jmp again
 THR_FOREVER = bytes.fromhex("baf803 b078 ee ebfb")
 # again: mov dx, 0x3fd; wait: in al, dx; test al, 0x20; jz wait; mov dl, 0xf8; mov al, 'x'; out dx, al; jmp again
 POLLED_FOREVER = bytes.fromhex("bafd03 ec a820 74fb b2f8 b078 ee ebf1")
-# mov rcx, rounds; mov eax, 1; mov ebx, 3; out 0x10, al; again: imul rax, rbx; add rax, rcx; dec rcx; jnz again; out 0x11, al
+# mov rcx, rounds; mov eax, 1; mov ebx, 3; out 0x10, al; again: imul rax, rbx; add rax, rcx; dec rcx; jnz again; out
+# 0x11, al
 RING3_LOOP = bytes.fromhex("48b9") + LOOP_ROUNDS.to_bytes(8, "little") + bytes.fromhex(
     "b801000000 bb03000000 e610 480fafc3 4801c8 48ffc9 75f4 e611"
 )  # fmt: skip
@@ -70,7 +71,8 @@ class Figure:
         """Return the line of the table."""
         bound = "≥" if self.at_least else "≤"
         verdict = "holds" if self.holds else "**missed**"
-        return f"| {self.what} | {self.measured:.3g} {self.unit} | {bound} {self.limit:g} {self.unit} | {verdict} | {self.detail} |"
+        measured, limit = f"{self.measured:.3g} {self.unit}", f"{bound} {self.limit:g} {self.unit}"
+        return f"| {self.what} | {measured} | {limit} | {verdict} | {self.detail} |"
 
 
 class Sink(Device):
@@ -128,7 +130,7 @@ def port_exit(peers: dict[str, Path], rounds: int) -> list[Figure]:
     detail = (
         f"{statistics.median(p[0] for p in pairs):.2f} µs against {statistics.median(p[1] for p in pairs):.2f} µs in C"
     )
-    return [Figure("a port-I/O exit served by a Python device / by C", ratio, 1.15, "×", detail=detail)]
+    return [Figure("a port-I/O exit served by a Python device / by C", ratio, 1.15, "x", detail=detail)]
 
 
 def python_exits() -> float:
@@ -157,7 +159,7 @@ def console(peers: dict[str, Path], rounds: int) -> list[Figure]:
         limit = 1.0 if "polled" in name else 2.0
         figures.append(
             Figure(
-                f"{name}: bytes/s coalesced / uncoalesced", ratio, limit, "×", True, f"{rate / 1e3:.0f} kB/s coalesced"
+                f"{name}: bytes/s coalesced / uncoalesced", ratio, limit, "x", True, f"{rate / 1e3:.0f} kB/s coalesced"
             )
         )
     return figures
@@ -229,7 +231,7 @@ def ready_to_run(peers: dict[str, Path], rounds: int) -> list[Figure]:
     detail = (
         f"{statistics.median(p[0] for p in pairs):.0f} µs against {statistics.median(p[1] for p in pairs):.0f} µs in C"
     )
-    return [Figure("VM, vCPU and memory ready to run / the same ioctls in C", ratio, 1.5, "×", detail=detail)]
+    return [Figure("VM, vCPU and memory ready to run / the same ioctls in C", ratio, 1.5, "x", detail=detail)]
 
 
 ACCELERATORS: list[KvmAccelerator] = []
@@ -262,7 +264,7 @@ def ring3(peers: dict[str, Path], rounds: int) -> list[Figure]:
     for _ in range(rounds):
         native = output_of(peers["native"], str(LOOP_ROUNDS))[0]
         ratios.append(native / ring3_loop())
-    return [Figure("ring-3 guest code / native speed", statistics.median(ratios), 0.95, "×", True)]
+    return [Figure("ring-3 guest code / native speed", statistics.median(ratios), 0.95, "x", True)]
 
 
 def ring3_loop() -> float:
