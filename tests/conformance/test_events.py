@@ -1,0 +1,131 @@
+"""Events from outside: interrupts, NMIs, exceptions put in by the host; single steps and breakpoints; kicks."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from conftest import Guests
+
+from kvmpy.accel.exits import Debug, Hlt, Interrupted, IoOut
+from kvmpy.accel.testbed import CODE
+from kvmpy.errors import ConfigError
+
+NMI, UD, GP = 2, 6, 13
+DB = 1
+IF = 1 << 9
+MODES = (16, 32, 64)
+
+
+@pytest.mark.needs("interrupt")
+@pytest.mark.parametrize("bits", MODES)
+def test_an_interrupt_arrives_through_its_vector(guests: Guests, bits: int) -> None:
+    bed = guests.load(bits, "nop\nnop\nhlt")
+    regs = bed.vcpu.regs
+    regs.rflags |= IF
+    bed.vcpu.regs = regs
+    bed.vcpu.interrupt(0x40)
+    assert bed.vector(bed.go()) == 0x40
+    assert bed.frame(1)[0] == CODE  # before the first instruction
+    assert not bed.vcpu.regs.rflags & IF  # an interrupt gate clears IF (SDM vol. 3, 6.12.1.2)
+
+
+@pytest.mark.needs("nmi")
+@pytest.mark.parametrize("bits", MODES)
+def test_an_nmi_arrives_with_interrupts_off(guests: Guests, bits: int) -> None:
+    bed = guests.load(bits, "nop\nnop\nhlt")
+    bed.vcpu.nmi()
+    assert bed.vector(bed.go()) == NMI
+
+
+@pytest.mark.needs("exceptions_64")
+def test_the_host_can_raise_an_exception_with_an_error_code(guests: Guests) -> None:
+    bed = guests.load(64, "nop\nhlt")
+    bed.vcpu.raise_exception(GP, 0x1230)
+    assert bed.vector(bed.go()) == GP
+    assert bed.frame(2) == [0x1230, CODE]
+
+
+@pytest.mark.needs("exceptions_64")
+def test_the_host_can_raise_an_exception_without_an_error_code(guests: Guests) -> None:
+    bed = guests.load(64, "nop\nhlt")
+    bed.vcpu.raise_exception(UD)
+    assert bed.vector(bed.go()) == UD
+    assert bed.frame(1)[0] == CODE
+
+
+def test_a_line_of_the_kernel_s_irqchip_interrupts(guests: Guests) -> None:
+    """The PIC set up for vectors from 0x40 on, everything but line 3 masked, then the line is raised."""
+    source = "\n".join(
+        f"mov al, {value}\nout {port}, al"
+        for port, value in [(0x20, 0x11), (0x21, 0x40), (0x21, 4), (0x21, 1), (0x21, 0xF7)]
+    )
+    bed = guests.load(64, source + "\nout 0xf0, al\nsti\nhlt\nhlt", irqchip="kernel")
+    exit = bed.go()
+    assert isinstance(exit, IoOut)
+    assert exit.port == 0xF0
+    bed.vm.set_irq(3, 1)
+    assert bed.vector(bed.go()) == 0x43
+
+
+@pytest.mark.needs("single_step")
+@pytest.mark.parametrize("bits", MODES)
+def test_single_step_stops_behind_each_instruction(guests: Guests, bits: int) -> None:
+    bed = guests.load(bits, "nop\nmov al, 5\ninc al\nhlt")
+    for expected in (CODE + 1, CODE + 3, CODE + 5):
+        exit = bed.vcpu.step()
+        assert isinstance(exit, Debug)
+        assert (exit.exception, exit.pc) == (DB, expected)
+        assert exit.dr6 & 1 << 14  # BS (SDM vol. 3, 17.2.3)
+    assert bed.vcpu.regs.rax & 0xFF == 6
+    assert isinstance(bed.go(), Hlt)
+
+
+@pytest.mark.needs("single_step")
+def test_a_step_over_an_access_gives_the_access(guests: Guests) -> None:
+    bed = guests.load(64, "out 0xf0, al\nhlt")
+    exit = bed.vcpu.step()
+    assert isinstance(exit, IoOut)
+
+
+@pytest.mark.needs("breakpoint")
+@pytest.mark.parametrize("bits", MODES)
+def test_a_breakpoint_stops_before_its_instruction_each_time(guests: Guests, bits: int) -> None:
+    bed = guests.load(bits, "mov cl, 3\nagain: nop\ndec cl\njnz again\nhlt")
+    bed.vcpu.breakpoints = [CODE + 2]
+    for left in (3, 2, 1):
+        exit = bed.go()
+        assert isinstance(exit, Debug)
+        assert exit.pc == CODE + 2
+        assert bed.vcpu.regs.rcx & 0xFF == left
+    assert isinstance(bed.go(), Hlt)
+
+
+@pytest.mark.needs("breakpoint")
+def test_breakpoints_can_be_removed(guests: Guests) -> None:
+    bed = guests.load(64, "nop\nnop\nnop\nhlt")
+    bed.vcpu.breakpoints = [CODE + 1, CODE + 2]
+    assert isinstance(bed.go(), Debug)
+    bed.vcpu.breakpoints = []
+    assert isinstance(bed.go(), Hlt)
+
+
+def test_there_are_four_breakpoints(guests: Guests) -> None:
+    bed = guests.load(64, "nop\nhlt")
+    with pytest.raises(ConfigError, match="four"):
+        bed.vcpu.breakpoints = [1, 2, 3, 4, 5]
+
+
+def test_a_kick_from_another_thread_ends_an_endless_loop(guests: Guests) -> None:
+    bed = guests.load(64, "again: jmp again")
+    kicker = threading.Timer(0.05, bed.vcpu.kick)
+    kicker.start()
+    assert isinstance(bed.vcpu.run(), Interrupted)
+    kicker.join()
+
+
+def test_a_kick_before_the_run_counts_for_it(guests: Guests) -> None:
+    bed = guests.load(64, "nop\nhlt")
+    bed.vcpu.kick()
+    assert isinstance(bed.vcpu.run(), Interrupted)
+    assert isinstance(bed.vcpu.run(), Hlt)

@@ -1,0 +1,76 @@
+"""What all tests share: the accelerators of this machine, and guests of a few instructions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from kvmpy.accel.base import Accelerator
+from kvmpy.accel.exits import Exit, Hlt
+from kvmpy.accel.kvm import KvmAccelerator
+from kvmpy.accel.testbed import CODE, Testbed
+from kvmpy.asm import assemble
+from kvmpy.errors import NoAcceleratorError
+
+ACCELERATORS: dict[str, Callable[[], Accelerator]] = {"kvm": KvmAccelerator}
+EXIT_LIMIT = 10_000
+
+
+@pytest.fixture(scope="session", params=ACCELERATORS)
+def accelerator(request: pytest.FixtureRequest) -> Iterator[Accelerator]:
+    """Each accelerator in turn; what this machine lacks is skipped with its reason."""
+    try:
+        opened = ACCELERATORS[request.param]()
+    except NoAcceleratorError as error:
+        pytest.skip(str(error))
+    with opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def _needs(request: pytest.FixtureRequest) -> None:
+    """`@pytest.mark.needs("int3")` skips the test where the accelerator was probed and does not do it."""
+    for marker in request.node.iter_markers("needs"):
+        features = request.getfixturevalue("accelerator").features
+        for name in marker.args:
+            if not getattr(features, name):
+                pytest.skip(f"this host does not have the feature {name!r}: {features.explain(name)}")
+
+
+class Guests:
+    """Makes testbeds that are closed when the test ends."""
+
+    def __init__(self, accelerator: Accelerator, stack: contextlib.ExitStack) -> None:
+        self.accelerator = accelerator
+        self._stack = stack
+
+    def load(self, bits: int, source: str, *, ring: int = 0, irqchip: str = "none") -> Testbed:
+        """Return a testbed about to run `source`, assembled at CODE."""
+        bed = self._stack.enter_context(Testbed(self.accelerator, bits, irqchip=irqchip))
+        bed.load(assemble(source, bits=bits, origin=CODE).code, ring=ring)
+        return bed
+
+    def run(self, bits: int, source: str, *, ring: int = 0) -> tuple[Testbed, Exit]:
+        """Run `source` to its first exit."""
+        bed = self.load(bits, source, ring=ring)
+        return bed, bed.go()
+
+
+@pytest.fixture
+def guests(accelerator: Accelerator) -> Iterator[Guests]:
+    """Guests of a few instructions, on each accelerator."""
+    with contextlib.ExitStack() as stack:
+        yield Guests(accelerator, stack)
+
+
+def exits_until_hlt(bed: Testbed) -> list[Exit]:
+    """Run to HLT and return the exits before it."""
+    found: list[Exit] = []
+    for _ in range(EXIT_LIMIT):
+        exit = bed.go()
+        if isinstance(exit, Hlt):
+            return found
+        found.append(exit)
+    raise AssertionError(f"no HLT after {EXIT_LIMIT} exits; the last was {found[-1]!r}")
