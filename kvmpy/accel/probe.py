@@ -7,7 +7,7 @@ the host's name: what one host's KVM emulates wrongly or not at all, another's p
 from __future__ import annotations
 
 from kvmpy.accel import exits
-from kvmpy.accel.testbed import CODE, DATA, PML4, USER_CODE64, Testbed
+from kvmpy.accel.testbed import CODE, DATA, IDT, PML4, USER_CODE64, Testbed
 from kvmpy.errors import KvmpyError, UnsupportedError
 
 TYPE_CHECKING = False
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 CR0_TS, CR0_PG = 1 << 3, 1 << 31
 CR4_TSD = 1 << 2
 RFLAGS_IOPL3 = 3 << 12
-UD, NM, GP, DB, BP = 6, 7, 13, 1, 3
+UD, NM, NP, GP, DB, BP = 6, 7, 11, 13, 1, 3
+RDRAND = 1 << 30
+HANG_SECONDS = 0.2  # a probe of what is known to hang on some hosts waits no longer
 OUT_AND_HALT = bytes.fromhex("e6ee f4")  # out 0xee, al; hlt
 REACHED = 0xEE
 
@@ -187,6 +189,38 @@ def _msr_exit(accelerator: Accelerator) -> bool:
         return isinstance(exit, exits.Rdmsr) and exit.index == 0x1A0
 
 
+def _cpuid_features(accelerator: Accelerator) -> bool:
+    """A feature bit that the table lacks is clear for the guest: RDRAND, leaf 1, ECX bit 30."""
+    with Testbed(accelerator, 64) as bed:
+        table = bed.vcpu.cpuid
+        table.disable("rdrand")
+        bed.vcpu.cpuid = table
+        bed.run(bytes.fromhex("b801000000 0fa2") + OUT_AND_HALT)
+        return not bed.vcpu.regs.rcx & RDRAND
+
+
+def _high_vector(accelerator: Accelerator) -> bool:
+    with Testbed(accelerator, 16) as bed:
+        bed.load(bytes.fromhex("cd90") + OUT_AND_HALT)
+        return bed.vector(bed.go(HANG_SECONDS)) == 0x90
+
+
+def _serial_faults(accelerator: Accelerator) -> bool:
+    """#UD is benign: when its gate is not present, #NP follows, not #DF (Intel SDM vol. 3, table 6-5)."""
+    with Testbed(accelerator, 64) as bed:
+        bed.memory.write(IDT + 16 * UD, bytes(16))
+        return bed.vector(bed.run(bytes.fromhex("0f0b"))) == NP
+
+
+def _ivt_limit(accelerator: Accelerator) -> bool:
+    with Testbed(accelerator, 16) as bed:
+        bed.load(bytes.fromhex("0f0b"))
+        sregs = bed.vcpu.sregs
+        sregs.idt.limit = 0
+        bed.vcpu.sregs = sregs
+        return isinstance(bed.go(), exits.Shutdown)
+
+
 def _interrupt(accelerator: Accelerator) -> bool:
     """An interrupt queued from outside arrives after STI."""
     with Testbed(accelerator, 64) as bed:
@@ -209,11 +243,14 @@ PROBES: dict[str, tuple[str, Callable[[Accelerator], bool]]] = {
     "int3": ("INT3 in ring 0 raises #BP", _raises(BP, 64, "cc")),
     "int_n": ("INT n in 64-bit ring 0 goes through the IDT", _raises(0x42, 64, "cd42")),
     "int_n_16": ("INT n in real mode goes through the vector table", _raises(0x42, 16, "cd42")),
+    "int_n_16_high": ("INT n in real mode takes vectors above 127", _high_vector),
     "int_n_32": ("INT n in 32-bit ring 0 goes through the IDT", _raises(0x42, 32, "cd42")),
     "int_n_ring3": ("INT n in ring 3 goes through a gate of DPL 3", _raises(0x42, 64, "cd42", ring=3)),
     "exceptions_16": ("exceptions in real mode go through the vector table", _raises(UD, 16, "0f0b")),
     "exceptions_32": ("exceptions in 32-bit mode go through the IDT", _raises(UD, 32, "0f0b")),
     "exceptions_64": ("exceptions in 64-bit mode go through the IDT", _raises(UD, 64, "0f0b")),
+    "serial_faults": ("a fault on the way to a benign exception's handler is delivered by itself", _serial_faults),
+    "ivt_limit": ("the limit of the real-mode vector table counts", _ivt_limit),
     "iret_16": ("IRET in real mode", _runs(16, f"9c 0e 68 {_le16(CODE + 6)} cf")),
     "iret_32": ("IRET in 32-bit mode", _runs(32, f"9c 0e 68 {_le32(CODE + 8)} cf")),
     "iret_64": ("IRETQ in 64-bit mode", _runs(64, f"6a10 68 f0ff0000 9c 6a18 68 {_le32(CODE + 17)} 48cf 90 90")),
@@ -231,6 +268,7 @@ PROBES: dict[str, tuple[str, Callable[[Accelerator], bool]]] = {
     "msr_exit": ("accesses to chosen MSRs exit to user space", _msr_exit),
     "hypercall": ("VMCALL does not hang", _hypercall),
     "syscall": ("SYSCALL in ring 3 arrives in ring 0", _syscall),
+    "cpuid_features": ("features taken from the CPUID table are gone for the guest", _cpuid_features),
     "cpuid_ring3": ("ring 3 sees the vCPU's CPUID table", _cpuid_in_ring3),
     "iopl_ring3": ("IOPL 3 opens all ports to ring 3", _iopl),
     "ts_ring3": ("CR0.TS raises #NM on SSE in ring 3", _raises(NM, 64, "0f57c0", ring=3, prepare=_set(cr0=CR0_TS))),

@@ -98,11 +98,11 @@ class Testbed(Closing):
         self.load(code, ring=ring)
         return self.go()
 
-    def go(self) -> Exit:
-        """Run to the next exit; a guest that does not exit is kicked after two seconds and gives Interrupted."""
+    def go(self, seconds: float = KICK_LIMIT_SECONDS) -> Exit:
+        """Run to the next exit; a guest that does not exit is kicked after some seconds and gives Interrupted."""
         import threading
 
-        watchdog = threading.Timer(KICK_LIMIT_SECONDS, self.vcpu.kick)
+        watchdog = threading.Timer(seconds, self.vcpu.kick)
         watchdog.daemon = True
         watchdog.start()
         try:

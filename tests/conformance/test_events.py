@@ -55,17 +55,17 @@ def test_the_host_can_raise_an_exception_without_an_error_code(guests: Guests) -
 
 
 def test_a_line_of_the_kernel_s_irqchip_interrupts(guests: Guests) -> None:
-    """The PIC set up for vectors from 0x40 on, everything but line 3 masked, then the line is raised."""
+    """The PIC set up for vectors from 0x50 on, everything but line 3 masked, then the line is raised."""
     source = "\n".join(
         f"mov al, {value}\nout {port}, al"
-        for port, value in [(0x20, 0x11), (0x21, 0x40), (0x21, 4), (0x21, 1), (0x21, 0xF7)]
+        for port, value in [(0x20, 0x11), (0x21, 0x50), (0x21, 4), (0x21, 1), (0x21, 0xF7)]
     )
     bed = guests.load(64, source + "\nout 0xf0, al\nsti\nhlt\nhlt", irqchip="kernel")
     exit = bed.go()
     assert isinstance(exit, IoOut)
     assert exit.port == 0xF0
     bed.vm.set_irq(3, 1)
-    assert bed.vector(bed.go()) == 0x43
+    assert bed.vector(bed.go()) == 0x53
 
 
 @pytest.mark.needs("single_step")
