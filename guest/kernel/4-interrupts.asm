@@ -171,22 +171,27 @@ timer_interrupt:
     jz return                           ; the kernel itself is not preempted
     jmp switch_task
 
-serial_interrupt:
+serial_interrupt:                       ; take what has arrived, as long as there is room for it
+    mov ecx, [rip + input_head]
+    lea ebx, [rcx + 1]
+    and ebx, INPUT_SIZE - 1
+    cmp ebx, [rip + input_tail]
+    je serial_full
     mov edx, UART_STATUS
     in al, dx
     test al, 1
     jz serial_done
     mov edx, UART_DATA
     in al, dx
-    mov ecx, [rip + input_head]
-    lea edx, [rcx + 1]
-    and edx, INPUT_SIZE - 1
-    cmp edx, [rip + input_tail]
-    je serial_interrupt                 ; full: the byte is lost
     lea rdi, [rip + input_buffer]
     mov [rdi + rcx], al
-    mov [rip + input_head], edx
+    mov [rip + input_head], ebx
     jmp serial_interrupt
+serial_full:                            ; the rest waits in the UART, which may interrupt again when a byte was read
+    mov byte ptr [rip + input_stopped], 1
+    mov edx, UART_INTERRUPTS
+    xor eax, eax
+    out dx, al
 serial_done:
     mov al, END_OF_INTERRUPT
     out PIC1, al

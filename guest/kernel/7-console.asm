@@ -82,6 +82,15 @@ char_waits:
     inc ecx
     and ecx, INPUT_SIZE - 1
     mov [rip + input_tail], ecx
+    cmp byte ptr [rip + input_stopped], 0
+    je char_read
+    mov byte ptr [rip + input_stopped], 0
+    mov ah, al
+    mov edx, UART_INTERRUPTS
+    mov al, 1
+    out dx, al
+    mov al, ah
+char_read:
     sti
     ret
 

@@ -48,6 +48,8 @@ input_head:
     .long 0
 input_tail:
     .long 0
+input_stopped:
+    .byte 0
 input_buffer:
     .space INPUT_SIZE
 line:

@@ -1,0 +1,131 @@
+"""guest.bin: its stages and its monitor, on kvmpy and on QEMU, which must print the same."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+from console import KVMPY, Console, kvmpy
+
+from kvmpy.boot.image import bundled_guests
+
+pytestmark = pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm")
+QEMU = "qemu-system-x86_64"
+PROMPT = "\n> "
+# Commands whose output depends on the guest alone, and on the memory size.
+SESSION = ["help", "mem", "ps", "peek 0x10000", "peek 0", "trap 0", "trap 3", "trap 6", "trap 13", "trap 14", "trap 1",
+           "nonsense", "peek", "trap x"]  # fmt: skip
+
+
+def run_session(*command: str) -> str:
+    with Console(*command) as console:
+        console.read_until("\n> ")
+        shown = ""
+        for line in SESSION:
+            console.send(line + "\n")
+            shown += console.read_until(PROMPT).decode()
+        console.send("halt\n")
+        rest, errors, code = console.finish()
+        assert code == 0, errors
+        return shown + rest.decode()
+
+
+def boot_output(*command: str) -> str:
+    with Console(*command) as console:
+        shown = console.read_until(PROMPT)
+        console.send("halt\n")
+        console.finish()
+        return shown.decode()
+
+
+@pytest.fixture(scope="module")
+def qemu_command() -> tuple[str, ...]:
+    if not shutil.which(QEMU):
+        pytest.skip(f"{QEMU} is not installed")
+    options = ["-accel", "tcg", "-m", "64", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot"]
+    return (QEMU, "-kernel", bundled_guests()["guest.bin"], *options)
+
+
+BOOT = (*KVMPY, "boot", "guest.bin", "--memory", "64M", "--timeout", "25")
+
+
+def test_it_boots_as_it_does_in_qemu(qemu_command: tuple[str, ...]) -> None:
+    assert boot_output(*BOOT) == boot_output(*qemu_command)
+
+
+def test_its_monitor_answers_as_it_does_in_qemu(qemu_command: tuple[str, ...]) -> None:
+    assert run_session(*BOOT) == run_session(*qemu_command)
+
+
+def test_every_stage_is_passed_in_order() -> None:
+    shown = boot_output(*BOOT)
+    stages = ["[real]", "[protected]", "[long]", "[idt]", "[timer]", "[tasks]", "A: ping", "B: pong", "C: ", "[monitor]"]
+    places = [shown.index(stage) for stage in stages]
+    assert places == sorted(places)
+    assert shown.count("A: ping") == shown.count("B: pong") == 3
+
+
+def test_the_bad_task_is_killed_for_writing_to_a_supervisor_page() -> None:
+    killed = next(line for line in boot_output(*BOOT).splitlines() if "task C killed" in line)
+    assert "#PF" in killed
+    assert "error code 0x7" in killed  # present, write, user (Intel SDM vol. 3, 4.7)
+
+
+@pytest.mark.parametrize(
+    ("trap", "mnemonic", "error"),
+    [(0, "#DE", "0x0"), (3, "#BP", "0x0"), (6, "#UD", "0x0"), (13, "#GP", "0x0"), (14, "#PF", "0x4")],
+)
+def test_traps_have_their_names_and_error_codes(trap: int, mnemonic: str, error: str) -> None:
+    done = kvmpy("boot", "guest.bin", "--append", f"trap {trap}", "--timeout", "25")
+    assert f"task T killed by {mnemonic} at".encode() in done.stdout
+    assert f"error code {error}".encode() in done.stdout.rpartition(b"task T")[2]
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("command", "code"), [("halt", 0), ("halt 0", 0), ("halt 7", 7), ("halt 0x2a", 42), ("panic", 1)])
+def test_exit_codes(command: str, code: int) -> None:
+    assert kvmpy("boot", "guest.bin", "--append", command, "--timeout", "25").returncode == code
+
+
+def test_reboot_ends_the_machine() -> None:
+    done = kvmpy("boot", "guest.bin", "--append", "reboot", "--timeout", "25", "--debug")
+    assert done.returncode == 0
+    assert b"reset" in done.stderr
+
+
+def test_panic_names_the_exception() -> None:
+    assert b"kernel panic: #UD" in kvmpy("boot", "guest.bin", "--append", "panic", "--timeout", "25").stdout
+
+
+def test_ctrl_d_and_the_end_of_input_switch_it_off() -> None:
+    done = kvmpy("boot", "guest.bin", "--timeout", "25", input=b"\x04")
+    assert done.returncode == 0
+    assert kvmpy("boot", "guest.bin", "--timeout", "25").returncode == 0
+
+
+@pytest.mark.parametrize("megabytes", [8, 16, 17, 64, 3072])
+def test_it_finds_its_memory(megabytes: int) -> None:
+    done = kvmpy("boot", "guest.bin", "--memory", f"{megabytes}M", "--append", "mem", "--timeout", "25")
+    assert f"memory   {megabytes * 1024} KiB".encode() in done.stdout
+
+
+def test_lines_can_be_edited() -> None:
+    done = kvmpy("boot", "guest.bin", "--timeout", "25", input=b"helx\x7fp\nbad\x03ticks\nhalt 5\n")
+    assert b"this list" in done.stdout
+    assert b"^C" in done.stdout
+    assert b" ticks\n" in done.stdout
+    assert done.returncode == 5
+
+
+def test_a_line_that_is_too_long_does_no_harm() -> None:
+    done = kvmpy("boot", "guest.bin", "--timeout", "25", input=b"x" * 5000 + b"\nhalt 3\n")
+    assert b"no such command" in done.stdout
+    assert done.returncode == 3
+
+
+def test_cpuid_shows_the_vendor() -> None:
+    done = kvmpy("boot", "guest.bin", "--append", "cpuid", "--timeout", "25")
+    vendor = done.stdout.partition(b"vendor   ")[2][:12]
+    with open("/proc/cpuinfo") as info:
+        assert f"vendor_id\t: {vendor.decode()}\n" in info.read()
