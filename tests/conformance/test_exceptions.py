@@ -30,7 +30,9 @@ def saved_ip(bed: Testbed, *, error_code: bool = False) -> int:
         (UD, "nop\nfault: ud2", "fault"),
     ],
 )
-def test_faults_save_the_address_of_the_instruction(guests: Guests, bits: int, vector: int, source: str, at: str) -> None:
+def test_faults_save_the_address_of_the_instruction(
+    guests: Guests, bits: int, vector: int, source: str, at: str
+) -> None:
     from kvmpy.asm import assemble
 
     bed, exit = guests.run(bits, source + "\nhlt")
@@ -46,7 +48,9 @@ def test_real_mode_gp_beyond_the_segment_limit(guests: Guests) -> None:
 
 
 @pytest.mark.needs("exceptions_32")
-@pytest.mark.parametrize(("selector", "vector", "error"), [(0x200, GP, 0x200), (0x204, GP, 0x204), (0x3F8 | 2, GP, 0x3F8)])
+@pytest.mark.parametrize(
+    ("selector", "vector", "error"), [(0x200, GP, 0x200), (0x204, GP, 0x204), (0x3F8 | 2, GP, 0x3F8)]
+)
 def test_a_selector_beyond_the_gdt_gives_gp_with_the_selector(
     guests: Guests, selector: int, vector: int, error: int
 ) -> None:
@@ -142,7 +146,9 @@ def test_a_reserved_bit_in_an_upper_level(guests: Guests) -> None:
 
 
 @pytest.mark.needs("exceptions_64")
-@pytest.mark.parametrize(("feature", "bit", "code", "error"), [("smep", CR4.SMEP, FETCH, 0x11), ("smap", CR4.SMAP, READ, 0x01)])
+@pytest.mark.parametrize(
+    ("feature", "bit", "code", "error"), [("smep", CR4.SMEP, FETCH, 0x11), ("smap", CR4.SMAP, READ, 0x01)]
+)
 def test_ring_0_is_kept_out_of_user_pages(guests: Guests, feature: str, bit: CR4, code: str, error: int) -> None:
     """SMEP and SMAP (SDM vol. 3, 4.6.1). Everything the testbed itself needs is made a supervisor's page first."""
     bed = guests.load(64, code.format(at=WINDOW) + "\nhlt")

@@ -29,7 +29,9 @@ def address(bits: int) -> int:
 def test_write(guests: Guests, bits: int, size: int) -> None:
     pointer, wide = ("rbx", "rax") if bits == 64 else ("ebx", "eax")
     value = VALUE & (1 << bits) - 1
-    bed = guests.load(bits, f"mov {pointer}, {address(bits) + 0x18}\nmov {wide}, {value}\nmov [{pointer}], {REGISTER[size]}\nhlt")
+    bed = guests.load(
+        bits, f"mov {pointer}, {address(bits) + 0x18}\nmov {wide}, {value}\nmov [{pointer}], {REGISTER[size]}\nhlt"
+    )
     open_window(bed, DEVICE)
     exit = bed.go()
     assert exit == MmioWrite(DEVICE + 0x18, size, VALUE & (1 << 8 * size) - 1)
@@ -39,7 +41,9 @@ def test_write(guests: Guests, bits: int, size: int) -> None:
 @pytest.mark.parametrize(("bits", "size"), SIZES)
 def test_read(guests: Guests, bits: int, size: int) -> None:
     pointer, wide = ("rbx", "rax") if bits == 64 else ("ebx", "eax")
-    bed = guests.load(bits, f"mov {pointer}, {address(bits) + 0x18}\nxor {wide}, {wide}\nmov {REGISTER[size]}, [{pointer}]\nhlt")
+    bed = guests.load(
+        bits, f"mov {pointer}, {address(bits) + 0x18}\nxor {wide}, {wide}\nmov {REGISTER[size]}, [{pointer}]\nhlt"
+    )
     open_window(bed, DEVICE)
     exit = bed.go()
     assert isinstance(exit, MmioRead)

@@ -60,7 +60,18 @@ def test_its_monitor_answers_as_it_does_in_qemu(qemu_command: tuple[str, ...]) -
 
 def test_every_stage_is_passed_in_order() -> None:
     shown = boot_output(*BOOT)
-    stages = ["[real]", "[protected]", "[long]", "[idt]", "[timer]", "[tasks]", "A: ping", "B: pong", "C: ", "[monitor]"]
+    stages = [
+        "[real]",
+        "[protected]",
+        "[long]",
+        "[idt]",
+        "[timer]",
+        "[tasks]",
+        "A: ping",
+        "B: pong",
+        "C: ",
+        "[monitor]",
+    ]
     places = [shown.index(stage) for stage in stages]
     assert places == sorted(places)
     assert shown.count("A: ping") == shown.count("B: pong") == 3
@@ -83,7 +94,9 @@ def test_traps_have_their_names_and_error_codes(trap: int, mnemonic: str, error:
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize(("command", "code"), [("halt", 0), ("halt 0", 0), ("halt 7", 7), ("halt 0x2a", 42), ("panic", 1)])
+@pytest.mark.parametrize(
+    ("command", "code"), [("halt", 0), ("halt 0", 0), ("halt 7", 7), ("halt 0x2a", 42), ("panic", 1)]
+)
 def test_exit_codes(command: str, code: int) -> None:
     assert kvmpy("boot", "guest.bin", "--append", command, "--timeout", "25").returncode == code
 
