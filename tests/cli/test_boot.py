@@ -1,0 +1,337 @@
+"""`kvmpy boot`: options, exit codes, bad input, signals, and what a crash shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from console import DEADLINE, KVMPY, Console, kvmpy
+
+from kvmpy.asm import assemble
+
+pytestmark = pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm")
+IRQCHIP = ("--irqchip", "none")  # a VM without chips is gone sooner
+
+
+@pytest.fixture
+def image(tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Return a function that assembles a source into an image file."""
+
+    def make(source: str, *, bits: int = 16, origin: int = 0x7C00) -> str:
+        path = tmp_path / "test.img"
+        path.write_bytes(assemble(source, bits=bits, origin=origin).code)
+        return str(path)
+
+    return make
+
+
+def one_line(errors: bytes) -> str:
+    text = errors.decode()
+    assert text.startswith("kvmpy: ")
+    assert text.count("\n") == 1
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (7, 7), (255, 255)])
+def test_the_guest_s_code_is_the_exit_code(image, code: int, expected: int) -> None:  # type: ignore[no-untyped-def]
+    done = kvmpy("boot", image(f"mov al, {code}\nout 0xf4, al"), *IRQCHIP)
+    assert (done.returncode, done.stderr) == (expected, b"")
+
+
+def test_timeout(image) -> None:  # type: ignore[no-untyped-def]
+    done = kvmpy("boot", image("again: jmp again"), *IRQCHIP, "--timeout", "0.2")
+    assert done.returncode == 124
+    assert "--timeout" in one_line(done.stderr)
+
+
+def test_max_exits(image) -> None:  # type: ignore[no-untyped-def]
+    done = kvmpy("boot", image("again: in al, 0x99\njmp again"), *IRQCHIP, "--max-exits", "50")
+    assert done.returncode == 75
+    assert "50 exits" in one_line(done.stderr)
+
+
+def test_strict(image) -> None:  # type: ignore[no-untyped-def]
+    path = image("mov dx, 0x1234\nout dx, al\nhlt")
+    assert kvmpy("boot", path, *IRQCHIP).returncode == 0
+    done = kvmpy("boot", path, *IRQCHIP, "--strict")
+    assert done.returncode == 70
+    assert b"write of 1 bytes at port 0x1234" in done.stderr
+
+
+def test_debug_tells_the_reason_and_the_misses(image) -> None:  # type: ignore[no-untyped-def]
+    done = kvmpy("boot", image("in al, 0x99\nhlt"), *IRQCHIP, "--debug")
+    assert b"halt" in done.stderr
+    assert b"no device at port 0x99: 1 x read of 1 bytes" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("bits", "mode", "source", "expected"),
+    [
+        (16, "real", "mov eax, cr0\nand al, 1\nout 0xf4, al", 0),
+        (32, "protected", "mov eax, cr0\nand al, 1\nout 0xf4, al", 1),
+        (64, "long", "mov rax, cr0\nshr rax, 31\nout 0xf4, al", 1),
+    ],
+)
+def test_mode(image, bits: int, mode: str, source: str, expected: int) -> None:  # type: ignore[no-untyped-def]
+    done = kvmpy("boot", image(source, bits=bits), *IRQCHIP, "--mode", mode)
+    assert done.returncode == expected
+
+
+def test_load_and_entry(image) -> None:  # type: ignore[no-untyped-def]
+    path = image("hlt\nhlt\nhlt\nhlt\ncall here\nhere: pop ax\nshr ax, 8\nout 0xf4, al", origin=0x9000)
+    assert kvmpy("boot", path, *IRQCHIP, "--load", "0x9000", "--entry", "0x9004").returncode == 0x90
+
+
+def test_append_reaches_the_guest(image) -> None:  # type: ignore[no-untyped-def]
+    path = image("again: lodsb\ntest al, al\njz done\nout 0xe9, al\njmp again\ndone: hlt")
+    assert kvmpy("boot", path, *IRQCHIP, "--append", "hello guest").stdout == b"hello guest"
+
+
+def test_cpus_and_memory(image) -> None:  # type: ignore[no-untyped-def]
+    path = image("mov al, 0x34\nout 0x70, al\nin al, 0x71\nout 0xf4, al")
+    done = kvmpy("boot", path, "--memory", "24M", "--cpus", "2")
+    assert done.returncode == (24 - 16) * 16  # CMOS 0x34: 64 KiB units above 16 MiB, low byte
+
+
+def test_json(image) -> None:  # type: ignore[no-untyped-def]
+    done = kvmpy(
+        "boot", image("mov al, 'k'\nout 0xe9, al\nmov ebx, 0x1234\nmov al, 9\nout 0xf4, al"), *IRQCHIP, "--json"
+    )
+    report = json.loads(done.stdout)
+    assert done.returncode == report["exit_code"] == report["guest_code"] == 9
+    assert (report["stop"], report["output"], report["accelerator"]) == ("exit", "k", "kvm")
+    assert report["registers"][0]["rbx"] == "0x1234"
+    assert report["entries"][0] >= 1
+
+
+# Crashes
+
+
+def test_a_triple_fault_prints_the_evidence(image) -> None:  # type: ignore[no-untyped-def]
+    source = "mov rbx, 0x123456789\nstart: mov rcx, [rbx + 0x200000000]\nhlt"
+    done = kvmpy("boot", image(source, bits=64, origin=0x100000), *IRQCHIP, "--mode", "long")
+    report = done.stderr.decode()
+    assert done.returncode == 70
+    assert "triple-fault" in report
+    assert "mov rcx, qword ptr [rbx + 0x200000000]" in report
+    assert "rbx 0000000123456789" in report
+    assert "0x323456789, 4-level paging" in report  # the walk of CR2
+    assert "the PDPT entry is not present" in report
+    assert "#PF: beyond the table's limit" in report
+    assert "shutdown" in report
+    assert "Traceback" not in report
+
+
+def test_symbols_of_the_sidecar_are_shown(tmp_path: Path) -> None:
+    source = tmp_path / "crash.asm"
+    source.write_text("nop\nbroken: ud2\n")
+    done = kvmpy(
+        "asm", str(source), "--bits", "64", "--origin", "0x100000", "-o", str(tmp_path / "crash.bin"), "--sidecar"
+    )
+    assert done.returncode == 0
+    report = kvmpy("boot", str(tmp_path / "crash.bin"), *IRQCHIP).stderr.decode()
+    assert "0x100001 <broken>" in report
+
+
+def test_an_instruction_the_host_cannot_run_is_shown_or_runs(image) -> None:  # type: ignore[no-untyped-def]
+    done = kvmpy("boot", image("fninit\nhlt"), *IRQCHIP)
+    if done.returncode == 70:
+        assert b"internal-error" in done.stderr
+        assert b"fninit" in done.stderr
+    else:
+        assert done.returncode == 0
+
+
+# Bad files
+
+
+def test_missing_file() -> None:
+    done = kvmpy("boot", "no-such-file.bin")
+    assert done.returncode == 66
+    assert "hello.bin" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("kind", ["empty", "directory", "device", "unreadable"])
+def test_files_that_are_no_images(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.bin"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "empty":
+        path.touch()
+    target = {"device": "/dev/zero", "unreadable": "/proc/self/mem"}.get(kind, str(path))
+    done = kvmpy("boot", target)
+    assert done.returncode == 66
+    assert target.rsplit("/", 1)[-1] in one_line(done.stderr)
+
+
+def test_a_file_larger_than_memory(tmp_path: Path) -> None:
+    path = tmp_path / "big.img"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    done = kvmpy("boot", str(path))
+    assert done.returncode == 66
+    assert "--memory" in one_line(done.stderr)
+
+
+def test_a_truncated_image(tmp_path: Path) -> None:
+    guests = Path(__file__).resolve().parents[2] / "kvmpy" / "guests"
+    (tmp_path / "guest.bin").write_bytes((guests / "guest.bin").read_bytes()[:-100])
+    shutil.copy(guests / "guest.json", tmp_path)
+    done = kvmpy("boot", str(tmp_path / "guest.bin"))
+    assert done.returncode == 66
+    assert "damaged" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("entry", ["0x7bff", "0x7c27", "0xffffffffffffffff"])
+def test_an_entry_outside_the_image(entry: str) -> None:
+    done = kvmpy("boot", "hello.bin", "--entry", entry)
+    assert done.returncode == 66
+    assert "--entry" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("load", ["0x1", "0x7c01", "0x9f000"])
+def test_odd_addresses_work(image, load: str) -> None:  # type: ignore[no-untyped-def]
+    assert kvmpy("boot", image("mov al, 3\nout 0xf4, al"), *IRQCHIP, "--load", load).returncode == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--memory", "12345"], ["--memory", "0"], ["--memory", "64X"], ["--cpus", "0"], ["--cpus", "x"], ["--timeout", "-1"],
+        ["--timeout", "nan"], ["--max-exits", "0"], ["--mode", "virtual"], ["--load", "-1"], ["--entry", "0xzz"], ["--what"],
+        ["--memory", "8192T"], ["--cpus", "2", "--irqchip", "none"], ["--cpus", "1000"], ["--load", "0xffffffffffffffffff"],
+    ],
+)  # fmt: skip
+def test_bad_options_are_one_clear_failure(arguments: list[str]) -> None:
+    done = kvmpy("boot", "hello.bin", *arguments)
+    assert done.returncode in (2, 66, 71)
+    assert done.stdout == b""
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith(b"kvmpy")
+
+
+def test_no_arguments_shows_the_usage() -> None:
+    done = kvmpy()
+    assert done.returncode == 2
+    assert b"usage" in done.stdout
+
+
+def test_unknown_command() -> None:
+    done = kvmpy("bot")
+    assert done.returncode == 2
+    assert "boot" in one_line(done.stderr)
+
+
+# /dev/kvm, in a mount namespace of its own
+
+
+def in_namespace(script: str, **options: object) -> subprocess.CompletedProcess[bytes]:
+    command = ["unshare", "--mount", "sh", "-euc", f"mount --make-rprivate /; {script}"]
+    return subprocess.run(command, capture_output=True, timeout=DEADLINE, stdin=subprocess.DEVNULL, **options)  # type: ignore[call-overload,no-any-return]
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+BOOT_HELLO = f"{sys.executable} -m kvmpy boot hello.bin"
+
+
+@needs_root
+def test_no_dev_kvm() -> None:
+    done = in_namespace(f"mount -t tmpfs none /dev; exec {BOOT_HELLO}")
+    assert done.returncode == 69
+    assert "/dev/kvm" in one_line(done.stderr)
+
+
+@needs_root
+def test_something_else_as_dev_kvm() -> None:
+    done = in_namespace(f"mount --bind /dev/null /dev/kvm; exec {BOOT_HELLO}")
+    assert done.returncode == 69
+    assert "KVM_GET_API_VERSION" in one_line(done.stderr)
+
+
+@needs_root
+def test_no_permission() -> None:
+    script = "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534); from kvmpy.cli import main; sys.exit(main(['boot', 'hello.bin']))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=DEADLINE)
+    if os.stat("/dev/kvm").st_mode & 0o006 == 0o006:
+        pytest.skip("/dev/kvm is open to everyone here")
+    assert done.returncode == 69
+    assert "permission" in one_line(done.stderr).lower()
+
+
+# Output and signals
+
+
+def test_stdout_closed_at_once(image) -> None:  # type: ignore[no-untyped-def]
+    path = image("again: mov al, 'x'\nout 0xe9, al\njmp again")
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [*KVMPY, "boot", path, *IRQCHIP],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        timeout=DEADLINE,
+    )
+    os.close(write)
+    assert done.returncode == 74
+    one_line(done.stderr)
+
+
+def test_stdout_not_open(image) -> None:  # type: ignore[no-untyped-def]
+    command = " ".join([*KVMPY, "boot", image("mov al, 'x'\nout 0xe9, al\nhlt"), *IRQCHIP])
+    done = subprocess.run(
+        ["sh", "-c", f"{command} >&-"], capture_output=True, timeout=DEADLINE, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 74
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
+def test_other_descriptors_not_open(closed: str) -> None:
+    command = " ".join([*KVMPY, "boot", "hello.bin"])
+    done = subprocess.run(
+        ["sh", "-c", f"{command} {closed}"], capture_output=True, timeout=DEADLINE, stdin=subprocess.DEVNULL
+    )
+    assert (done.stdout, done.returncode) == (b"Hello from real mode\n", 0)
+
+
+def test_a_flood_into_a_slow_reader_ends_in_time(image) -> None:  # type: ignore[no-untyped-def]
+    path = image("again: mov al, 'x'\nout 0xe9, al\njmp again")
+    with Console(*KVMPY, "boot", path, *IRQCHIP, "--timeout", "0.5") as console:
+        code = console.process.wait(DEADLINE)  # nobody reads: the pipe is full
+        assert code == 124
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("source", ["again: jmp again", "again: mov al, 'x'\nout 0xe9, al\njmp again"])
+def test_signals_while_the_guest_runs(image, number: signal.Signals, code: int, source: str) -> None:  # type: ignore[no-untyped-def]
+    path = image("mov al, '!'\nout 0xe9, al\nmov al, 10\nout 0xe9, al\n" + source)
+    with Console(*KVMPY, "boot", path, *IRQCHIP) as console:
+        console.read_until("!")
+        console.process.send_signal(number)
+        console.process.stdin.close()
+        while console._read_some(DEADLINE):
+            pass
+        assert console.process.wait(DEADLINE) == code
+        assert b"Traceback" not in console.process.stderr.read()
+
+
+def test_signals_at_any_time_of_the_start() -> None:
+    """SIGTERM after different delays: before main, while importing, while making the VM, while running."""
+    for i in range(30):
+        with Console(*KVMPY, "boot", "guest.bin") as console:
+            try:
+                console.process.wait(0.004 * i + 0.001)
+            except subprocess.TimeoutExpired:
+                console.process.terminate()
+            code = console.process.wait(DEADLINE)
+            assert code in (143, -signal.SIGTERM), i
+            errors = console.process.stderr.read()
+            assert code == -signal.SIGTERM or b"Traceback" not in errors, errors

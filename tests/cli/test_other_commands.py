@@ -1,0 +1,159 @@
+"""info, asm, disasm, completion, and the help."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from console import DEADLINE, KVMPY, kvmpy
+
+import kvmpy as package
+from kvmpy.accel.probe import PROBES
+from kvmpy.cli import COMMANDS
+
+needs_kvm = pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm")
+
+
+def test_version() -> None:
+    assert kvmpy("--version").stdout == f"kvmpy {package.__version__}\n".encode()
+    assert f'version = "{package.__version__}"' in (Path(__file__).parents[2] / "pyproject.toml").read_text()
+
+
+def test_help_lists_every_command() -> None:
+    done = kvmpy("--help")
+    assert done.returncode == 0
+    for name in COMMANDS:
+        assert f"\n  {name} ".encode() in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help_with_examples(name: str) -> None:
+    done = kvmpy(name, "--help")
+    assert done.returncode == 0
+    assert b"examples:" in done.stdout
+    assert f"kvmpy {name}".encode() in done.stdout
+
+
+def test_help_survives_a_closed_pipe() -> None:
+    command = f"{' '.join(KVMPY)} --help | true"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=DEADLINE)
+    assert done.stderr == b""
+
+
+@needs_kvm
+def test_info_shows_every_feature_with_its_meaning() -> None:
+    shown = kvmpy("info").stdout.decode()
+    for name, (meaning, _) in PROBES.items():
+        assert any(name in line and meaning in line for line in shown.splitlines())
+    assert "KVM API 12" in shown
+
+
+@needs_kvm
+def test_info_as_json() -> None:
+    report = json.loads(kvmpy("info", "--json").stdout)
+    assert report["api_version"] == 12
+    assert report["capabilities"]["KVM_CAP_USER_MEMORY"] == 1
+    assert set(report["features"]) == set(PROBES)
+
+
+def test_asm_writes_an_image_and_a_sidecar(tmp_path: Path) -> None:
+    source = tmp_path / "x.asm"
+    source.write_text("start: mov al, 5  ; five\nout 0xf4, al\n")
+    done = kvmpy("asm", str(source), "-o", str(tmp_path / "x.bin"), "--sidecar", "--symbols")
+    assert done.returncode == 0
+    assert (tmp_path / "x.bin").read_bytes() == bytes.fromhex("b005 e6f4")
+    sidecar = json.loads((tmp_path / "x.json").read_text())
+    assert (sidecar["mode"], sidecar["load"], sidecar["size"], sidecar["symbols"]) == (
+        "real",
+        0x7C00,
+        4,
+        {"start": 0x7C00},
+    )
+    assert b"start" in done.stdout
+
+
+def test_asm_lists_addresses_bytes_and_source() -> None:
+    done = kvmpy("asm", "-", "--listing", input=b"mov al, 65\nout 0xe9, al\nhlt\n")
+    assert [line.split(None, 2) for line in done.stdout.decode().splitlines()] == [
+        ["00007c00", "b041", "mov al, 65"],
+        ["00007c02", "e6e9", "out 0xe9, al"],
+        ["00007c04", "f4", "hlt"],
+    ]
+
+
+def test_asm_names_file_line_and_text() -> None:
+    done = kvmpy("asm", "-", input=b"nop\nmov al, bx\n")
+    assert done.returncode == 66
+    assert done.stderr.decode().startswith("kvmpy: -: line 2: ")
+    assert "mov al, bx" in done.stderr.decode()
+
+
+@pytest.mark.parametrize("name", ["no-such-file.asm", "/", "/dev/null/x"])
+def test_asm_of_unreadable_sources(name: str) -> None:
+    done = kvmpy("asm", name)
+    assert done.returncode == 66
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_disasm_reads_back_what_asm_wrote(tmp_path: Path) -> None:
+    source = tmp_path / "x.asm"
+    source.write_text("start: jmp later\n.byte 1, 2\nlater: xor ax, ax\n.code32\nxor eax, eax\n")
+    kvmpy("asm", str(source), "-o", str(tmp_path / "x.bin"), "--sidecar")
+    shown = kvmpy("disasm", str(tmp_path / "x.bin")).stdout.decode()
+    assert "start:" in shown
+    assert "later:" in shown
+    assert ".byte 0x01, 0x02" in shown
+    assert "xor ax, ax" in shown
+    assert "xor eax, eax" in shown
+
+
+def test_disasm_options(tmp_path: Path) -> None:
+    path = tmp_path / "raw.img"
+    path.write_bytes(bytes.fromhex("90 90 48ffc0 f4"))
+    done = kvmpy("disasm", str(path), "--bits", "64", "--origin", "0x1000", "--start", "0x1002", "--count", "1")
+    assert done.stdout.split() == [b"00001002", b"48ffc0", b"inc", b"rax"]
+
+
+def test_disasm_agrees_with_ndisasm() -> None:
+    """nasm's disassembler, as a second opinion on the bundled hello.bin: the same instruction boundaries."""
+    if not shutil.which("ndisasm"):
+        pytest.skip("ndisasm is not installed")
+    from kvmpy.boot.image import bundled_guests
+
+    theirs = subprocess.run(
+        ["ndisasm", "-b", "16", "-o", "0x7c00", bundled_guests()["hello.bin"]],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ours = [
+        line.split()[:2] for line in kvmpy("disasm", "hello.bin").stdout.decode().splitlines() if line.startswith("  ")
+    ]
+    code = [line for line in ours if not line[1].startswith("48656c6c")][:9]
+    assert [
+        [a.lower(), raw.lower()] for a, raw in (line.split()[:2] for line in theirs.stdout.splitlines()[:9])
+    ] == code
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_valid(shell: str, tmp_path: Path) -> None:
+    done = kvmpy("completion", shell)
+    assert done.returncode == 0
+    for name in COMMANDS:
+        assert name.encode() in done.stdout
+    if not shutil.which(shell):
+        pytest.skip(f"{shell} is not installed: only the names were looked for")
+    script = tmp_path / "script"
+    script.write_bytes(done.stdout)
+    assert subprocess.run([shell, "-n", str(script)], capture_output=True, check=False).returncode == 0
+
+
+def test_bash_completion_completes() -> None:
+    script = kvmpy("completion", "bash").stdout.decode()
+    ask = 'COMP_WORDS=(kvmpy bo); COMP_CWORD=1; COMP_LINE="kvmpy bo"; COMP_POINT=8; _kvmpy; echo "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, timeout=DEADLINE)
+    assert done.stdout.split() == ["boot"]
