@@ -56,7 +56,10 @@ class Console:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert stream
+            stream.close()
+        self.process.wait()
 
 
 def kvmpy(*arguments: str, input: bytes = b"", **options: object) -> subprocess.CompletedProcess[bytes]:

@@ -108,9 +108,8 @@ def _check_numbers(operands: str, found: Any) -> None:
             raise _differs(found, f"{value} is not in it")
     memory = re.search(r"\[([^\[\]]*)\]", operands)
     number = _displacement(memory[1]) if memory else None
-    if number is not None and not any(
-        op.type == 3 and (op.mem.disp - number) % (1 << 16) == 0 for op in found.operands
-    ):
+    space = 1 << 8 * found.addr_size
+    if number is not None and not any(op.type == 3 and (op.mem.disp - number) % space == 0 for op in found.operands):
         raise _differs(found, f"{number:#x} is not in it")
 
 

@@ -212,7 +212,7 @@ def _check_operands(text: str) -> None:
 
 
 def _check_memory(text: str) -> None:
-    """Refuse memory operands whose names Keystone would add up wrongly: it honours one, and that as if it were added."""
+    """Refuse memory operands whose names Keystone would add up wrongly: it honours one, as if it were added."""
     for operand in re.findall(r"\[([^\[\]]*)\]", STRING.sub("0", text)):
         names = [m for m in re.finditer(rf"(?<![\w.]){NAME}", operand) if not REGISTERS.fullmatch(m[0])]
         factors = any(

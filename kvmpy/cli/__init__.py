@@ -42,6 +42,7 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the process's exit code."""
+    _open_standard_descriptors()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "help"):
@@ -71,7 +72,8 @@ def _run(command: ModuleType, arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         code: int = command.run(options)
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except KvmpyError as error:
         if getattr(options, "debug", False):
             raise
@@ -87,12 +89,23 @@ def _run(command: ModuleType, arguments: Sequence[str]) -> int:
 
 def _print(text: str, code: int = 0) -> int:
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        print(text, end="", flush=True)
     except BrokenPipeError:
         _forget_stdout()
         return ExitCode.OUTPUT_CLOSED
     return code
+
+
+def _open_standard_descriptors() -> None:
+    """Keep 0, 1 and 2 from being given to something else where the caller has closed them.
+
+    Each is opened the wrong way round, so that reading standard input and writing standard output fail as before.
+    """
+    for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, flags)
 
 
 def _forget_stdout() -> None:

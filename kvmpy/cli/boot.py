@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -102,30 +101,25 @@ def _run(options: argparse.Namespace, machine: Machine, recorder: Recorder | Non
         stop = machine.stop_reason
         return bool(signals.code or (stop and stop.kind in (StopKind.QUIT, StopKind.TIMEOUT)))
 
+    closed = Stop(StopKind.OUTPUT_CLOSED, "standard output was closed")
+
     def stdout_closed() -> None:
-        machine.stop(Stop(StopKind.OUTPUT_CLOSED, "standard output was closed"))
+        machine.stop(closed)
 
     output = recorder or Output(STDOUT, told_to_stop, stdout_closed)
     machine.output = output.write
     keyboard = Keyboard(STDIN, machine.send, lambda: machine.stop(Stop(StopKind.QUIT, "Ctrl-A x")))
     with RawTerminal(STDIN):
         try:
-            return machine.run(
+            stop = machine.run(
                 timeout=options.timeout,
                 max_exits=options.max_exits,
-                watch={STDIN: keyboard.ready} if _is_open(STDIN) else {},
+                watch={STDIN: keyboard.ready},
                 tick=output.flush,
             )
         finally:
             output.flush()
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
+    return closed if output.broken and stop.clean else stop
 
 
 def _explain(options: argparse.Namespace, stop: Stop, machine: Machine, plan: BootPlan) -> None:
@@ -144,6 +138,8 @@ def _explain(options: argparse.Namespace, stop: Stop, machine: Machine, plan: Bo
 
 class Recorder:
     """Keeps the guest's output for the JSON report."""
+
+    broken = False
 
     def __init__(self) -> None:
         self._data = bytearray()

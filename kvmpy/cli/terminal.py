@@ -28,8 +28,8 @@ class Output:
     """Bytes to a descriptor that may block or be closed.
 
     To a terminal they go at once; else they are collected until a line ends. `give_up` is asked while the reader is
-    slow, so that a full pipe cannot hold up a machine that was told to stop; `closed` is called when the reader is
-    gone.
+    slow, so that a full pipe cannot hold up a machine that was told to stop; when the reader is gone, `closed` is
+    called and `broken` is true.
     """
 
     def __init__(self, fd: int, give_up: Callable[[], bool], closed: Callable[[], None]) -> None:
@@ -37,7 +37,7 @@ class Output:
         self._give_up = give_up
         self._closed = closed
         self._buffer = bytearray()
-        self._broken = False
+        self.broken = False
         self._eager = os.isatty(fd)
 
     def write(self, data: bytes) -> None:
@@ -48,13 +48,13 @@ class Output:
 
     def flush(self) -> None:
         """Write out what was collected."""
-        while self._buffer and not self._broken:
+        while self._buffer and not self.broken:
             if not self._writable():
                 return
             try:
                 count = os.write(self._fd, self._buffer[:CHUNK])
             except OSError:
-                self._broken = True
+                self.broken = True
                 self._closed()
                 return
             del self._buffer[:count]

@@ -1,4 +1,4 @@
-"""Exceptions and interrupts by instruction: vector, error code, CR2, and the saved address (Intel SDM vol. 3, chapter 6)."""
+"""Exceptions and software interrupts: vector, error code, CR2, saved address (Intel SDM vol. 3, chapter 6)."""
 
 from __future__ import annotations
 

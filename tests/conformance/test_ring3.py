@@ -113,6 +113,6 @@ def test_syscall_goes_to_lstar_and_saves_rip_and_rflags(guests: Guests) -> None:
 
 
 def test_unprivileged_instructions_just_run(guests: Guests) -> None:
-    bed, exit = guests.run(64, "mov eax, 6\nmov ecx, 7\nmul ecx\nout 0xf0, eax", ring=3)
+    _, exit = guests.run(64, "mov eax, 6\nmov ecx, 7\nmul ecx\nout 0xf0, eax", ring=3)
     assert isinstance(exit, IoOut)
     assert exit.value == 42

@@ -50,7 +50,7 @@ def test_ranges_keep_apart_whatever_the_order() -> None:
 def test_overlap_is_an_error_that_names_both(start: int, size: int) -> None:
     ports = space()
     ports.add(Recorder("first"), 0x100, 8)
-    with pytest.raises(ConfigError, match="second.*overlaps first"):
+    with pytest.raises(ConfigError, match=r"second.*overlaps first"):
         ports.add(Recorder("second"), start, size)
 
 

@@ -287,7 +287,7 @@ def report(figures: list[Figure]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `python tools/bench/run.py --write`: medians of paired rounds, kvmpy and its peer taking turns in one run.",
+        "Written by `python tools/bench/run.py --write`: medians of rounds in which kvmpy and its peer take turns.",
         f"Measured with Python {platform.python_version()} on Linux {platform.release()}, {os.cpu_count()} CPUs.",
         "",
         "| figure | measured | limit | verdict | detail |",
