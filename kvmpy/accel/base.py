@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable, Iterator
     from typing import Self
 
     from kvmpy.accel.exits import Exit
     from kvmpy.accel.probe import Features
     from kvmpy.cpu.cpuid import CpuidTable
     from kvmpy.cpu.state import CpuState, Registers, SystemRegisters
+    from kvmpy.kvm.lock import Lock
     from kvmpy.memory import GuestMemory
 
 
@@ -33,12 +34,21 @@ class Closing(ABC):
 class Vcpu(Closing):
     """One virtual CPU. Only one thread at a time may use it, except for `kick()`.
 
-    `enter(answer)` is the hot path: give a pending read its answer, run the guest until it exits, return the exit as
-    `kvmpy.accel.packed` packs it. `run()` is the same with a typed Exit.
+    `exits()` is the hot path and gives exits as `kvmpy.accel.packed` packs them; `run()` gives one, typed.
     """
 
     id: int
-    enter: Callable[[int], int]
+
+    @abstractmethod
+    def exits(self, limit: int) -> Iterator[int]:
+        """Enter the guest up to `limit` times and yield each packed exit.
+
+        The caller holds the VM's lock, which is free while the guest runs.
+        """
+
+    @abstractmethod
+    def answer(self, value: int) -> None:
+        """Give the single port or MMIO read that has just exited its value; without it the guest reads all ones."""
 
     @abstractmethod
     def run(self) -> Exit:
@@ -46,7 +56,7 @@ class Vcpu(Closing):
 
     @abstractmethod
     def exit(self, code: int) -> Exit:
-        """Return the typed form of the packed exit just received from `enter()`."""
+        """Return the typed form of the packed exit just received from `exits()`."""
 
     @abstractmethod
     def step(self) -> Exit:
@@ -148,9 +158,10 @@ class Vcpu(Closing):
 
 
 class Vm(Closing):
-    """A virtual machine: memory, vCPUs, interrupt lines."""
+    """A virtual machine: memory, vCPUs, interrupt lines. Its lock is what `Vcpu.exits()` frees during the guest."""
 
     irqchip: str
+    lock: Lock
 
     @abstractmethod
     def add_memory(self, memory: GuestMemory) -> None:

@@ -8,6 +8,7 @@ from kvmpy.accel.base import Accelerator, Vm
 from kvmpy.accel.kvm_vcpu import KvmVcpu
 from kvmpy.errors import ConfigError
 from kvmpy.kvm.binding import CData, constant, ffi
+from kvmpy.kvm.lock import Lock
 from kvmpy.kvm.system import DEVICE, Kvm
 
 TYPE_CHECKING = False
@@ -93,6 +94,7 @@ class KvmVm(Vm):
         self._slots: list[Region] = []
         self._views: list[CData] = []
         self._logging = False
+        self.lock = Lock()
         self._can_coalesce = bool(fd.capability("KVM_CAP_COALESCED_PIO"))
 
     def add_memory(self, memory: GuestMemory) -> None:

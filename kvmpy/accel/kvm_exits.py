@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from kvmpy.accel import exits, packed
-from kvmpy.kvm.binding import CData
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,14 +10,14 @@ if TYPE_CHECKING:
 
     from kvmpy.kvm.vcpu import VcpuFd
 
-    Typed = tuple[exits.Exit, Callable[[], int] | None]
+    Typed = tuple[exits.Exit, Callable[[], None] | None]
 
 EMULATION_FAILURE = 1
 BYTES_VALID = 1  # KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES
 
 
 def typed_exit(fd: VcpuFd, code: int) -> Typed:
-    """Return the exit behind a packed one, and a function that gives its answer when the guest goes on."""
+    """Return the exit behind a packed one, and a function that hands its answer to KVM."""
     reason = code & packed.REASON_MASK
     make = MAKERS.get(reason)
     return make(fd, code) if make else (exits.UnknownExit(reason), None)
@@ -31,10 +30,8 @@ def _io(fd: VcpuFd, code: int) -> Typed:
         return exits.IoOut(port, size, data, count), None
     exit = exits.IoIn(port, size, count, b"\xff" * len(data))
 
-    def answer() -> int:
-        filled = exit.data[: len(data)].ljust(len(data), b"\xff")
-        fd.io_data()[:] = filled
-        return int.from_bytes(filled[:size], "little")
+    def answer() -> None:
+        fd.io_data()[:] = exit.data[: len(data)].ljust(len(data), b"\xff")
 
     return exit, answer
 
@@ -46,7 +43,7 @@ def _mmio(fd: VcpuFd, code: int) -> Typed:
         return exits.MmioWrite(access.phys_addr, access.len, value), None
     mask = (1 << 8 * access.len) - 1
     exit = exits.MmioRead(access.phys_addr, access.len, mask)
-    return exit, lambda: exit.value & mask
+    return exit, lambda: fd.answer(exit.value & mask)
 
 
 def _debug(fd: VcpuFd, _code: int) -> Typed:
@@ -58,9 +55,8 @@ def _hypercall(fd: VcpuFd, _code: int) -> Typed:
     call = fd.run.hypercall
     exit = exits.Hypercall(call.nr, list(call.args))
 
-    def answer() -> int:
+    def answer() -> None:
         call.ret = exit.result
-        return 0
 
     return exit, answer
 
@@ -69,19 +65,18 @@ def _msr(fd: VcpuFd, code: int) -> Typed:
     access = fd.run.msr
     if code & packed.REASON_MASK == packed.WRMSR:
         write = exits.Wrmsr(access.index, access.data)
-        return write, lambda: _answer_msr(access, write.fault)
+
+        def refuse() -> None:
+            access.error = int(write.fault)
+
+        return write, refuse
     read = exits.Rdmsr(access.index)
 
-    def answer() -> int:
+    def answer() -> None:
         access.data = read.value
-        return _answer_msr(access, read.fault)
+        access.error = int(read.fault)
 
     return read, answer
-
-
-def _answer_msr(access: CData, fault: bool) -> int:
-    access.error = int(fault)
-    return 0
 
 
 def _internal_error(fd: VcpuFd, _code: int) -> Typed:

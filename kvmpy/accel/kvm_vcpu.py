@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 from kvmpy.accel import packed
 from kvmpy.accel.base import Vcpu
 from kvmpy.accel.kvm_state import (
@@ -18,11 +16,11 @@ from kvmpy.accel.kvm_state import (
 )
 from kvmpy.cpu.state import CpuState, MpState, Registers, SystemRegisters
 from kvmpy.errors import ConfigError
-from kvmpy.kvm.binding import CData, constant, ffi, lib
+from kvmpy.kvm.binding import CData, constant, ffi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from kvmpy.accel.exits import Exit
     from kvmpy.accel.kvm import KvmVm
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from kvmpy.kvm.vcpu import VcpuFd
 
 RFLAGS_IF = 1 << 9
-ALL_ONES = 0xFFFF_FFFF_FFFF_FFFF
 BREAKPOINT_LIMIT = 4
 DR7_FIXED = 0x400  # bit 10 reads as one (Intel SDM vol. 3, 17.2.4)
 XSTATE_BV_AT = 512  # the first word of the XSAVE header (Intel SDM vol. 1, 13.4.2)
@@ -46,14 +43,21 @@ class KvmVcpu(Vcpu):
         self.vm = vm
         self.fd = fd
         self.id = fd.id
-        self.enter: Callable[[int], int] = functools.partial(lib.kvmpy_enter, fd.handle)
         self._page_valid = False
-        self._answer: Callable[[], int] | None = None
+        self._give_answer: Callable[[], None] | None = None
         self._parked: int | None = None
         self._breakpoints: list[int] = []
         fd.run.kvm_valid_regs = constant("KVM_SYNC_X86_REGS") | constant("KVM_SYNC_X86_SREGS")
 
     # Running
+
+    def exits(self, limit: int) -> Iterator[int]:
+        """Enter the guest up to `limit` times; see Vcpu."""
+        return self.fd.exits(self.vm.lock, limit)
+
+    def answer(self, value: int) -> None:
+        """Answer the read that has just exited."""
+        self.fd.answer(value)
 
     def run(self) -> Exit:
         """Run until the next exit; see Vcpu."""
@@ -63,28 +67,28 @@ class KvmVcpu(Vcpu):
     def _next_exit(self) -> int:
         code, self._parked = self._parked, None
         if code is None:
-            code = self.enter(self._take_answer())
-        if code & packed.REASON_MASK == packed.ERROR:
-            raise self.error(code)
+            self._answer_typed()
+            code = self.fd.enter()
         return code
 
-    def _take_answer(self) -> int:
-        answer, self._answer = self._answer, None
-        return ALL_ONES if answer is None else answer()
+    def _answer_typed(self) -> None:
+        """Take over what was filled into the exit that `run()` returned."""
+        give, self._give_answer = self._give_answer, None
+        if give:
+            give()
 
     def exit(self, code: int) -> Exit:
         """Return the typed exit behind a packed one."""
         from kvmpy.accel.kvm_exits import typed_exit
 
-        exit, self._answer = typed_exit(self.fd, code)
+        exit, self._give_answer = typed_exit(self.fd, code)
         return exit
 
     def complete(self) -> None:
         """Finish a pending access; an exit that this causes waits for the next `run()`."""
         while self.fd.pending and self._parked is None:
-            code = lib.kvmpy_complete(self.fd.handle, self._take_answer())
-            if code & packed.REASON_MASK == packed.ERROR:
-                raise self.error(code)
+            self._answer_typed()
+            code = self.fd.complete()
             if code & packed.REASON_MASK != packed.INTERRUPTED:
                 self._parked = code
 

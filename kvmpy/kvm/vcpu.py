@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import mmap
 
 from kvmpy.errors import KvmError
@@ -13,7 +14,9 @@ from kvmpy.kvm.stats import StatsFd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from kvmpy.kvm.lock import Lock
 
 REASON_MASK = 0xFF
 
@@ -21,7 +24,7 @@ REASON_MASK = 0xFF
 class VcpuFd(Fd):
     """A virtual CPU. Only one thread at a time may call it, except for `kick()`.
 
-    `run` is its `struct kvm_run *`; `handle` the `struct kvmpy_vcpu *` that `lib.kvmpy_enter` takes.
+    `run` is its `struct kvm_run *`; `handle` the `struct kvmpy_vcpu *` of the C part.
     """
 
     def __init__(self, fd: int, vcpu_id: int, mmap_size: int) -> None:
@@ -30,6 +33,7 @@ class VcpuFd(Fd):
         self._map = mmap.mmap(fd, mmap_size)
         self._pages = ffi.from_buffer(self._map)
         self._ring_map: mmap.mmap | None = None
+        self._lock: Lock | None = None
         self.run = ffi.cast("struct kvm_run *", self._pages)
         self.handle = ffi.new("struct kvmpy_vcpu *", {"fd": fd, "run": self.run})
         lib.kvmpy_install_kick_handler()  # without it the first kick, SIGRTMIN, would end the process
@@ -51,16 +55,29 @@ class VcpuFd(Fd):
 
     # Entering the guest
 
-    def enter(self, answer: int = 0) -> int:
-        """Run the guest until it exits; give a pending read its `answer`. Return the packed exit of src/enter.h.
+    def enter(self) -> int:
+        """Run the guest until it exits. Return the packed exit of src/enter.h.
 
         The GIL is released meanwhile. An interrupted run is KVM_EXIT_INTR; a refused one raises KvmError.
         """
-        return self._checked_exit(lib.kvmpy_enter(self.handle, answer))
+        return self._checked_exit(lib.kvmpy_enter(self.handle))
 
-    def complete(self, answer: int = 0) -> int:
+    def exits(self, lock: Lock, limit: int) -> Iterator[int]:
+        """Enter the guest up to `limit` times and yield each packed exit, refused entries (KVMPY_ERROR) included.
+
+        The caller holds `lock`; it is free while the guest runs. Nothing of this loop is Python bytecode.
+        """
+        self._lock = lock
+        self.handle.lock = lock.mutex
+        return map(lib.kvmpy_enter_unlocked, itertools.repeat(self.handle, limit))
+
+    def answer(self, value: int) -> None:
+        """Give the port or MMIO read that has just exited its value; without it the guest reads all ones."""
+        lib.kvmpy_answer(self.handle, value)
+
+    def complete(self) -> int:
         """Finish the instruction that exited without running on, so that registers are those behind it."""
-        return self._checked_exit(lib.kvmpy_complete(self.handle, answer))
+        return self._checked_exit(lib.kvmpy_complete(self.handle))
 
     def _checked_exit(self, code: int) -> int:
         if code & REASON_MASK == lib.KVMPY_ERROR:

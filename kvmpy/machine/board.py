@@ -50,7 +50,7 @@ class Board:
         self._set_coalescing(COM1_PORT, self.uart.coalescible)
 
     def send(self, data: bytes) -> None:
-        """Queue serial input; the caller holds the machine's lock."""
+        """Queue serial input; the caller holds the VM's lock."""
         self._input += data
         self._feed()
 

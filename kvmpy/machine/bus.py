@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from functools import partial
 
-from kvmpy.accel import packed
 from kvmpy.errors import BusError, ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from kvmpy.devices.base import Device
 
 PORT_LIMIT = 1 << 16
@@ -113,32 +109,8 @@ class AddressSpace:
 
 
 class Bus:
-    """Both address spaces of a machine, and the handlers of its port exits.
-
-    `handlers` maps the low half of a packed exit (`kvmpy.accel.packed`) to what serves it; it fills as ports are used.
-    """
+    """Both address spaces of a machine."""
 
     def __init__(self, *, strict: bool = False) -> None:
         self.ports = AddressSpace("port", PORT_LIMIT, strict=strict)
         self.mmio = AddressSpace("address", MMIO_LIMIT, strict=strict)
-        self.handlers: dict[int, Callable[[int], int | None]] = {}
-
-    def serve_port(self, code: int) -> int:
-        """Serve a single port access given as a packed exit; return the answer of a read."""
-        key = code & packed.KEY_MASK
-        handler = self.handlers.get(key) or self._handler(key)
-        return handler(code >> packed.VALUE_SHIFT) or 0
-
-    def _handler(self, key: int) -> Callable[[int], int | None]:
-        port, size = packed.port_of(key), packed.size_of(key)
-        found = self.ports.find(port, size)
-        if not found:
-            write = partial(self.ports.write, port, size)
-            return write if key & packed.OUT else lambda _value: self.ports.read(port, size)
-        device, offset = found
-        handler: Callable[[int], int | None] = partial(device.write, offset, size)
-        if not key & packed.OUT:
-            read, mask = device.read, (1 << 8 * size) - 1
-            handler = lambda _value: read(offset, size) & mask  # noqa: E731 - a closure per port, like the partial above
-        self.handlers[key] = handler
-        return handler

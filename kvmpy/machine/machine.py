@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import threading
 import time
 
 from kvmpy.errors import ConfigError
@@ -32,7 +31,7 @@ JOIN_SECONDS = 5.0
 class Machine:
     """A PC on an accelerator.
 
-    `output` gets what the guest writes to its serial port or debug console, with the machine's lock held; `send()`
+    `output` gets what the guest writes to its serial port or debug console, with the VM's lock held; `send()`
     feeds the serial port's input. Use it as a context manager: closing releases the VM and the memory.
     """
 
@@ -48,7 +47,6 @@ class Machine:
         output: Callable[[bytes], None] = lambda _data: None,
     ) -> None:
         _check(cpus, irqchip)
-        self.lock = threading.Lock()
         self.output = output
         self.stop_reason: Stop | None = None
         self.threads: list[VcpuThread] = []
@@ -124,12 +122,12 @@ class Machine:
 
     def _drain(self, tick: Callable[[], None]) -> None:
         """Deliver collected writes of a guest that does not exit. A vCPU that holds the lock will do so itself."""
-        if self.lock.acquire(blocking=False):
+        if self.vm.lock.acquire(blocking=False):
             try:
                 self.take_writes()
                 tick()
             finally:
-                self.lock.release()
+                self.vm.lock.release()
 
     def _nudge(self, seen: list[int]) -> list[int]:
         """Kick the vCPUs that have not left the guest since the last tick: they may be halted for good."""
@@ -165,7 +163,7 @@ class Machine:
             vcpu.kick()
         os.eventfd_write(self._wake, 1)
 
-    def vcpu_halted(self, _thread: VcpuThread) -> None:
+    def vcpu_halted(self) -> None:
         """Note that a vCPU sleeps for good; when all do, the machine stops."""
         waiting = self.vm.irqchip == "none"
         if waiting or all(thread.halted for thread in self.threads):
@@ -180,7 +178,7 @@ class Machine:
 
     def send(self, data: bytes) -> None:
         """Give bytes to the guest's serial port; what it has no room for waits. Any thread may call it."""
-        with self.lock:
+        with self.vm.lock:
             self.board.send(data)
 
     def close(self) -> None:

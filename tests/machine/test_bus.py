@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmpy.accel import packed
 from kvmpy.devices.base import Device
 from kvmpy.errors import BusError, ConfigError
-from kvmpy.machine.bus import AddressSpace, Bus
+from kvmpy.machine.bus import AddressSpace
 
 
 class Recorder(Device):
@@ -97,19 +96,6 @@ def test_unclaimed_accesses_do_not_fill_memory() -> None:
     for address in range(0, 1 << 20, 64):
         memory.read(address, 8)
     assert len(memory.unclaimed) == 4096
-
-
-@pytest.mark.parametrize("size", [1, 2, 4])
-def test_port_handlers_are_found_once_and_kept(size: int) -> None:
-    bus, device = Bus(), Recorder()
-    bus.ports.add(device, 0x100, 8)
-    write = packed.io_key(0x102, size, write=True)
-    assert bus.serve_port(write | 0x77 << packed.VALUE_SHIFT) == 0
-    assert device.written == [(2, size, 0x77)]
-    assert write in bus.handlers
-    read = packed.io_key(0x102, size, write=False)
-    assert bus.serve_port(read) == 2 | size << 4
-    assert bus.handlers[read](0) == 2 | size << 4
 
 
 @given(st.lists(st.tuples(st.integers(0, 0xFFFF), st.integers(1, 64)), max_size=20), st.integers(0, 0xFFFF))

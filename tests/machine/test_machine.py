@@ -12,6 +12,7 @@ from kvmpy.accel.base import Accelerator
 from kvmpy.asm import assemble
 from kvmpy.boot.flat import plan_flat
 from kvmpy.boot.sidecar import Sidecar
+from kvmpy.devices.base import Device
 from kvmpy.errors import ConfigError
 from kvmpy.machine.machine import Machine
 from kvmpy.machine.stop import Stop, StopKind
@@ -246,6 +247,34 @@ def test_an_exception_in_a_device_reaches_the_caller(accelerator: Accelerator) -
         machine.load(plan_flat("test", code, Sidecar(), memory=MEMORY))
         with pytest.raises(RuntimeError, match="no paper"):
             machine.run(timeout=5)
+
+
+class Counter(Device):
+    """Answers every read with how many there were, in every byte."""
+
+    name = "counter"
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def read(self, offset: int, size: int) -> int:
+        self.reads += 1
+        return self.reads * 0x0101_0101
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        raise AssertionError("nobody writes here")
+
+
+@pytest.mark.parametrize(("size", "register"), [(1, "al"), (2, "ax"), (4, "eax")])
+def test_a_port_is_asked_anew_at_each_read(accelerator: Accelerator, size: int, register: str) -> None:
+    """The machine keeps who answers a port, not the answer."""
+    counter = Counter()
+    with Machine(accelerator, memory=MEMORY, irqchip="none") as machine:
+        machine.bus.ports.add(counter, 0x520, 4)
+        source = f"mov dx, 0x520\nin {register}, dx\nin {register}, dx\nin {register}, dx\nout 0xf4, al"
+        machine.load(plan_flat("t", assemble(source, bits=16, origin=0x7C00).code, Sidecar(), memory=MEMORY))
+        assert machine.run(timeout=10).code == 3
+        assert machine.vcpus[0].regs.rax & (1 << 8 * size) - 1 == 0x0303_0303 & (1 << 8 * size) - 1
 
 
 @pytest.mark.parametrize(("cpus", "irqchip"), [(0, "kernel"), (65, "kernel"), (2, "none"), (1, "both")])

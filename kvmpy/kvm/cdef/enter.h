@@ -4,19 +4,28 @@
 #define KVMPY_OUT ...
 #define KVMPY_ERROR ...
 
+typedef struct { ...; } pthread_mutex_t;
+int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes);
+int pthread_mutex_lock(pthread_mutex_t *mutex);
+int pthread_mutex_trylock(pthread_mutex_t *mutex);
+int pthread_mutex_unlock(pthread_mutex_t *mutex);
+
 struct kvmpy_vcpu {
     int fd;
     struct kvm_run *run;
     struct kvm_coalesced_mmio_ring *ring;
     uint64_t entries;
+    pthread_mutex_t *lock;
     ...;
 };
 struct kvmpy_write { uint64_t address; uint32_t size; uint32_t is_port; uint32_t count; uint8_t data[2048]; };
 
 int64_t kvmpy_ioctl(int fd, unsigned long request, void *argument);
 int64_t kvmpy_ioctl_value(int fd, unsigned long request, unsigned long argument);
-uint64_t kvmpy_enter(struct kvmpy_vcpu *vcpu, uint64_t answer);
-uint64_t kvmpy_complete(struct kvmpy_vcpu *vcpu, uint64_t answer);
+uint64_t kvmpy_enter(struct kvmpy_vcpu *vcpu);
+uint64_t kvmpy_enter_unlocked(struct kvmpy_vcpu *vcpu);
+uint64_t kvmpy_complete(struct kvmpy_vcpu *vcpu);
+void kvmpy_answer(struct kvmpy_vcpu *vcpu, uint64_t value);
 int kvmpy_pending(struct kvmpy_vcpu *vcpu);
 void kvmpy_kick(struct kvmpy_vcpu *vcpu);
 int kvmpy_install_kick_handler(void);

@@ -4,6 +4,7 @@
 #include "enter.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -48,23 +49,33 @@ void kvmpy_kick(struct kvmpy_vcpu *vcpu)
         syscall(SYS_tgkill, getpid(), thread, SIGRTMIN);
 }
 
-static int run(struct kvmpy_vcpu *vcpu, uint64_t answer)
+/* Once set, `thread` stays: a kick between two entries then costs that thread one EINTR at most, and no entry a fence. */
+static int run(struct kvmpy_vcpu *vcpu)
 {
     static __thread int thread;
     if (!vcpu->run)
         return EBADF;
     if (!thread)
         thread = syscall(SYS_gettid);
-    if (vcpu->answer_at) {
-        memcpy(vcpu->answer_at, &answer, vcpu->answer_size); /* x86 is little-endian: the low bytes come first */
-        vcpu->answer_at = NULL;
-    }
+    if (vcpu->thread != thread)
+        __atomic_store_n(&vcpu->thread, thread, __ATOMIC_SEQ_CST);
     vcpu->pending = 0;
+    vcpu->answer_at = NULL;
     __atomic_store_n(&vcpu->entries, vcpu->entries + 1, __ATOMIC_RELAXED);
-    __atomic_store_n(&vcpu->thread, thread, __ATOMIC_SEQ_CST);
-    int failed = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? errno : 0;
-    __atomic_store_n(&vcpu->thread, 0, __ATOMIC_SEQ_CST);
-    return failed;
+    return ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? errno : 0;
+}
+
+/* A read is all ones until it is answered, as on a bus where nobody drives the lines. */
+static void expect_answer(struct kvmpy_vcpu *vcpu, void *data, uint32_t size)
+{
+    vcpu->answer_at = memset(data, 0xff, size);
+    vcpu->answer_size = size;
+}
+
+void kvmpy_answer(struct kvmpy_vcpu *vcpu, uint64_t value)
+{
+    if (vcpu->answer_at)
+        memcpy(vcpu->answer_at, &value, vcpu->answer_size); /* x86 is little-endian: the low bytes come first */
 }
 
 static uint64_t pack_io(struct kvmpy_vcpu *vcpu)
@@ -73,17 +84,14 @@ static uint64_t pack_io(struct kvmpy_vcpu *vcpu)
     uint8_t *data = (uint8_t *)run + run->io.data_offset;
     uint64_t exit = KVM_EXIT_IO | run->io.size << 8 | (uint64_t)run->io.port << 16;
     vcpu->pending = 1;
-    if (run->io.direction == KVM_EXIT_IO_OUT)
-        exit |= KVMPY_OUT;
-    if (run->io.count != 1)
-        return exit | KVMPY_MANY;
     if (run->io.direction == KVM_EXIT_IO_OUT) {
-        uint32_t value = 0;
-        memcpy(&value, data, run->io.size);
-        return exit | (uint64_t)value << 32;
+        uint32_t unused_bits = 32 - 8 * run->io.size; /* a fixed-size load and a mask: cheaper here than memcpy() */
+        exit |= KVMPY_OUT | (uint64_t)(*(uint32_t *)data << unused_bits >> unused_bits) << 32;
     }
-    vcpu->answer_at = data;
-    vcpu->answer_size = run->io.size;
+    if (run->io.count != 1)
+        return (uint32_t)exit | KVMPY_MANY;
+    if (run->io.direction != KVM_EXIT_IO_OUT)
+        expect_answer(vcpu, data, run->io.size);
     return exit;
 }
 
@@ -93,8 +101,7 @@ static uint64_t pack_mmio(struct kvmpy_vcpu *vcpu)
     vcpu->pending = 1;
     if (run->mmio.is_write)
         return KVM_EXIT_MMIO | run->mmio.len << 8 | KVMPY_OUT;
-    vcpu->answer_at = run->mmio.data;
-    vcpu->answer_size = run->mmio.len;
+    expect_answer(vcpu, run->mmio.data, run->mmio.len);
     return KVM_EXIT_MMIO | run->mmio.len << 8;
 }
 
@@ -107,9 +114,9 @@ static uint64_t pack(struct kvmpy_vcpu *vcpu, int failed)
     }
     if (failed)
         return KVMPY_ERROR | (uint64_t)failed << 32;
-    switch (run->exit_reason) {
-    case KVM_EXIT_IO:
+    if (run->exit_reason == KVM_EXIT_IO)
         return pack_io(vcpu);
+    switch (run->exit_reason) {
     case KVM_EXIT_MMIO:
         return pack_mmio(vcpu);
     case KVM_EXIT_X86_RDMSR:
@@ -121,11 +128,20 @@ static uint64_t pack(struct kvmpy_vcpu *vcpu, int failed)
     return run->exit_reason;
 }
 
-uint64_t kvmpy_enter(struct kvmpy_vcpu *vcpu, uint64_t answer)
+uint64_t kvmpy_enter(struct kvmpy_vcpu *vcpu)
 {
-    uint64_t exit = pack(vcpu, run(vcpu, answer));
+    uint64_t exit = pack(vcpu, run(vcpu));
     if (vcpu->run && vcpu->ring && __atomic_load_n(&vcpu->ring->last, __ATOMIC_ACQUIRE) != vcpu->ring->first)
         exit |= KVMPY_RING_PENDING;
+    return exit;
+}
+
+/* Here and not in Python: after an exit the branch predictors are cold, and a lock of Python's costs 0.8 us. */
+uint64_t kvmpy_enter_unlocked(struct kvmpy_vcpu *vcpu)
+{
+    pthread_mutex_unlock(vcpu->lock);
+    uint64_t exit = kvmpy_enter(vcpu);
+    pthread_mutex_lock(vcpu->lock);
     return exit;
 }
 
@@ -133,11 +149,11 @@ uint64_t kvmpy_enter(struct kvmpy_vcpu *vcpu, uint64_t answer)
  * KVM finishes an instruction that exited only when the guest is entered again. Enter and leave at once, so that
  * the registers are those behind the instruction. A multi-part access may exit anew: the caller sees that exit.
  */
-uint64_t kvmpy_complete(struct kvmpy_vcpu *vcpu, uint64_t answer)
+uint64_t kvmpy_complete(struct kvmpy_vcpu *vcpu)
 {
     if (vcpu->run)
         __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
-    return pack(vcpu, run(vcpu, answer));
+    return pack(vcpu, run(vcpu));
 }
 
 int kvmpy_pending(struct kvmpy_vcpu *vcpu)

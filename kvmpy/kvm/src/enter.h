@@ -2,6 +2,7 @@
 #ifndef KVMPY_ENTER_H
 #define KVMPY_ENTER_H
 
+#include <pthread.h>
 #include <stdint.h>
 #include <linux/kvm.h>
 
@@ -24,10 +25,11 @@ struct kvmpy_vcpu {
     int fd;
     struct kvm_run *run;
     struct kvm_coalesced_mmio_ring *ring; /* NULL when the kernel has none */
+    pthread_mutex_t *lock;                /* kvmpy_enter_unlocked() lets go of it while the guest runs */
     void *answer_at;                      /* where the pending read wants its answer */
     uint32_t answer_size;
     int pending;                          /* an access that the next entry completes */
-    int thread;                           /* kernel id of the thread inside KVM_RUN, 0 when outside */
+    int thread;                           /* kernel id of the thread that entered last */
     uint64_t entries;                     /* how often KVM_RUN was called */
 };
 
@@ -42,8 +44,10 @@ struct kvmpy_write {
 
 int64_t kvmpy_ioctl(int fd, unsigned long request, void *argument);
 int64_t kvmpy_ioctl_value(int fd, unsigned long request, unsigned long argument);
-uint64_t kvmpy_enter(struct kvmpy_vcpu *vcpu, uint64_t answer);
-uint64_t kvmpy_complete(struct kvmpy_vcpu *vcpu, uint64_t answer);
+uint64_t kvmpy_enter(struct kvmpy_vcpu *vcpu);
+uint64_t kvmpy_enter_unlocked(struct kvmpy_vcpu *vcpu);
+uint64_t kvmpy_complete(struct kvmpy_vcpu *vcpu);
+void kvmpy_answer(struct kvmpy_vcpu *vcpu, uint64_t value);
 int kvmpy_pending(struct kvmpy_vcpu *vcpu);
 void kvmpy_kick(struct kvmpy_vcpu *vcpu);
 int kvmpy_install_kick_handler(void);
