@@ -25,6 +25,14 @@ class KvmError(KvmpyError):
         self.errno = errno
 
 
+class ClosedError(KvmpyError):
+    """Something that was closed cannot be used any longer: an accelerator, a VM, a vCPU, a machine, its memory."""
+
+
+class HostError(KvmpyError):
+    """The host does not give what is needed: a thread, a descriptor, memory; or a thread does not come back."""
+
+
 class UnsupportedError(KvmpyError):
     """The host, the accelerator, or the headers kvmpy was built with lack what was asked for."""
 
@@ -39,6 +47,10 @@ class MemoryAccessError(KvmpyError):
 
 class ImageError(KvmpyError):
     """A guest image that cannot be loaded: missing, empty, damaged, or larger than memory."""
+
+
+class DeadlineError(KvmpyError):
+    """What had to be done within a time took longer."""
 
 
 class AssemblyError(KvmpyError):

@@ -46,9 +46,9 @@ class Guests:
         self.accelerator = accelerator
         self._stack = stack
 
-    def load(self, bits: int, source: str, *, ring: int = 0, irqchip: str = "none") -> Testbed:
+    def load(self, bits: int, source: str, *, ring: int = 0, chips: bool = False) -> Testbed:
         """Return a testbed about to run `source`, assembled at CODE."""
-        bed = self._stack.enter_context(Testbed(self.accelerator, bits, irqchip=irqchip))
+        bed = self._stack.enter_context(Testbed(self.accelerator, bits, chips=chips))
         bed.load(assemble(source, bits=bits, origin=CODE).code, ring=ring)
         return bed
 

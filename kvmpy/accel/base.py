@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kvmpy.accel.probe import Features
     from kvmpy.cpu.cpuid import CpuidTable
     from kvmpy.cpu.state import CpuState, Registers, SystemRegisters
+    from kvmpy.errors import KvmpyError
     from kvmpy.kvm.lock import Lock
     from kvmpy.memory import GuestMemory
 
@@ -32,43 +33,72 @@ class Closing(ABC):
 
 
 class Vcpu(Closing):
-    """One virtual CPU. Only one thread at a time may use it, except for `kick()`.
+    """One virtual CPU. Only one thread at a time may use it, except for `kick()` and `entries`.
 
-    `exits()` is the hot path and gives exits as `kvmpy.accel.packed` packs them; `run()` gives one, typed.
+    `enter()`, `run()`, `step()`, `complete()` and `exits()` are views of one state, so that anyone may stop after any
+    exit, look at the registers, change them, and go on by any of them. What an exit left to do is done first: the
+    answer that was filled into a typed exit, the second half of an access, registers that were assigned between two
+    halves, a breakpoint to step over.
     """
 
-    id: int
+    @property
+    @abstractmethod
+    def id(self) -> int:
+        """The number of the vCPU in its VM, which is its initial APIC id."""
+
+    @abstractmethod
+    def enter(self) -> int:
+        """Run the guest until it exits and return the exit as `kvmpy.accel.packed` packs it; errors are packed too."""
 
     @abstractmethod
     def exits(self, limit: int) -> Iterator[int]:
-        """Enter the guest up to `limit` times and yield each packed exit.
+        """Enter the guest up to `limit` times and yield each packed exit: the hot path.
 
-        The caller holds the VM's lock, which is free while the guest runs.
+        It leaves out what `enter()` does first, and yields ATTENTION instead when there is something: call `enter()`.
         """
+
+    @abstractmethod
+    def share(self, lock: Lock | None) -> None:
+        """Name the lock that the thread which enters holds; it is free while the guest runs. None: there is none."""
 
     @abstractmethod
     def answer(self, value: int) -> None:
         """Give the single port or MMIO read that has just exited its value; without it the guest reads all ones."""
 
     @abstractmethod
-    def run(self) -> Exit:
-        """Run the guest until it exits. What was filled into the previous exit is the answer to its read."""
+    def typed_exit(self, code: int) -> Exit:
+        """Return the typed form of the packed exit just received. What is filled into it is the answer to a read."""
 
     @abstractmethod
-    def exit(self, code: int) -> Exit:
-        """Return the typed form of the packed exit just received from `exits()`."""
+    def run_error(self, code: int) -> KvmpyError:
+        """Return the error behind a packed exit whose reason is ERROR."""
+
+    @abstractmethod
+    def run(self) -> Exit:
+        """Run the guest until it exits; raise what `enter()` only packs. The exit is filled in to answer its read."""
 
     @abstractmethod
     def step(self) -> Exit:
         """Run one instruction: a Debug exit, or the exit the instruction itself caused."""
 
     @abstractmethod
-    def kick(self) -> None:
-        """Make the vCPU leave the guest, now or at its next entry. Any thread may call it."""
+    def complete(self) -> None:
+        """Finish an access that has exited, without running further, so that the registers are those behind it."""
 
     @abstractmethod
-    def error(self, code: int) -> Exception:
-        """Return the error behind a packed exit whose reason is ERROR."""
+    def kick(self) -> None:
+        """Make the vCPU leave the guest, now or at its next entry (Interrupted). Any thread may call it.
+
+        While a kick is under way no other is sent.
+        """
+
+    @abstractmethod
+    def forget_kick(self) -> None:
+        """Take back a kick that has not been seen; only while no thread is in the guest."""
+
+    @abstractmethod
+    def recent(self) -> list[int]:
+        """Return the last packed exits, oldest first."""
 
     @property
     @abstractmethod
@@ -114,10 +144,6 @@ class Vcpu(Closing):
     @abstractmethod
     def state(self, state: CpuState) -> None: ...
 
-    @abstractmethod
-    def complete(self) -> None:
-        """Finish an access that has exited, without running further, so that the registers are those behind it."""
-
     @property
     @abstractmethod
     def breakpoints(self) -> list[int]:
@@ -136,17 +162,39 @@ class Vcpu(Closing):
     @abstractmethod
     def cpuid(self, table: CpuidTable) -> None: ...
 
+    @property
+    @abstractmethod
+    def interruptible(self) -> bool:
+        """True when the guest would take an external interrupt now: IF is set and nothing holds it back."""
+
+    @property
+    @abstractmethod
+    def interrupt_window(self) -> bool:
+        """While it is True, `run()` gives IrqWindowOpen as soon as the guest is interruptible."""
+
+    @interrupt_window.setter
+    @abstractmethod
+    def interrupt_window(self, on: bool) -> None: ...
+
     @abstractmethod
     def interrupt(self, vector: int) -> None:
-        """Deliver an external interrupt as soon as the guest takes one; only in a VM without an interrupt chip."""
+        """Deliver an external interrupt as soon as the guest takes one; only in a VM without interrupt chips."""
+
+    @abstractmethod
+    def software_interrupt(self, vector: int) -> None:
+        """Deliver `vector` as INT n does: whatever IF is, with RIP as it stands as the return address.
+
+        Whoever carries out an INT n first moves RIP behind it. The gate's DPL is the caller's to check (Intel SDM vol.
+        3, 6.12.1.2).
+        """
 
     @abstractmethod
     def nmi(self) -> None:
         """Deliver a non-maskable interrupt."""
 
     @abstractmethod
-    def raise_exception(self, vector: int, error_code: int | None = None) -> None:
-        """Deliver an exception at the next entry."""
+    def raise_exception(self, vector: int, error_code: int | None = None, *, cr2: int | None = None) -> None:
+        """Deliver an exception at the next entry; `cr2` is the address of a page fault."""
 
     @abstractmethod
     def translate(self, gva: int) -> int | None:
@@ -158,9 +206,9 @@ class Vcpu(Closing):
 
 
 class Vm(Closing):
-    """A virtual machine: memory, vCPUs, interrupt lines. Its lock is what `Vcpu.exits()` frees during the guest."""
+    """A virtual machine: memory, interrupt chips, vCPUs, added in this order."""
 
-    irqchip: str
+    has_chips: bool
     lock: Lock
 
     @abstractmethod
@@ -168,12 +216,27 @@ class Vm(Closing):
         """Give the guest all regions of `memory`, which must outlive the VM."""
 
     @abstractmethod
+    def create_chips(self) -> None:
+        """Give the VM the accelerator's own PIC, IOAPIC, local APICs and PIT, before its first vCPU."""
+
+    @abstractmethod
     def create_vcpu(self, vcpu_id: int = 0, *, cpus: int = 1) -> Vcpu:
         """Create a vCPU of a machine with `cpus` of them, in the state after RESET, with the host's CPUID."""
 
     @abstractmethod
     def set_irq(self, gsi: int, level: int) -> None:
-        """Drive a line of the accelerator's interrupt chip; without one nothing happens."""
+        """Drive a line of the accelerator's interrupt chips, which the VM must have."""
+
+    @abstractmethod
+    def irq_on(self, fd: int, gsi: int, on: bool) -> bool:
+        """Pulse a line of the chips whenever the eventfd is signalled; return whether the accelerator can."""
+
+    @abstractmethod
+    def notify(self, fd: int, address: int, size: int, on: bool, *, port: bool, match: int | None = None) -> bool:
+        """Signal the eventfd when the guest writes `size` bytes (`match`, if given) to the address, and do not exit.
+
+        Return whether the accelerator can.
+        """
 
     @abstractmethod
     def coalesce(self, port: int, on: bool) -> bool:
@@ -198,8 +261,12 @@ class Accelerator(Closing):
     name: str
 
     @abstractmethod
-    def create_vm(self, *, irqchip: str = "none") -> Vm:
-        """Create a VM whose accelerator holds the interrupt chips: "kernel" (PIC, IOAPIC, APICs, PIT) or "none"."""
+    def create_vm(self, *, patch_hypercalls: bool = False) -> Vm:
+        """Create an empty VM.
+
+        With `patch_hypercalls` KVM rewrites VMCALL to VMMCALL, or back, in guest memory, as the processor has it; some
+        hosts never stop doing so. Without, the one that the processor lacks is #UD.
+        """
 
     @property
     @abstractmethod

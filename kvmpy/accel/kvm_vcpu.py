@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy, deepcopy
+
 from kvmpy.accel import packed
 from kvmpy.accel.base import Vcpu
 from kvmpy.accel.kvm_state import (
@@ -25,9 +27,12 @@ if TYPE_CHECKING:
     from kvmpy.accel.exits import Exit
     from kvmpy.accel.kvm import KvmVm
     from kvmpy.cpu.cpuid import CpuidTable
+    from kvmpy.errors import KvmpyError
+    from kvmpy.kvm.lock import Lock
     from kvmpy.kvm.vcpu import VcpuFd
 
 RFLAGS_IF = 1 << 9
+LAST_VECTOR = 255
 BREAKPOINT_LIMIT = 4
 DR7_FIXED = 0x400  # bit 10 reads as one (Intel SDM vol. 3, 17.2.4)
 XSTATE_BV_AT = 512  # the first word of the XSAVE header (Intel SDM vol. 1, 13.4.2)
@@ -37,76 +42,131 @@ PARKED_STATES = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
 
 
 class KvmVcpu(Vcpu):
-    """A vCPU on KVM. General and system registers travel in the run page (KVM_CAP_SYNC_REGS), not by ioctl."""
+    """A vCPU on KVM. General and system registers travel in the run page (KVM_CAP_SYNC_REGS), not by ioctl.
+
+    What an exit left to do before the next entry is kept here and nowhere else, and marked in `fd.attention`.
+    """
 
     def __init__(self, vm: KvmVm, fd: VcpuFd) -> None:
         self.vm = vm
         self.fd = fd
-        self.id = fd.id
         self._page_valid = False
-        self._give_answer: Callable[[], None] | None = None
-        self._parked: int | None = None
+        self._give_answer: Callable[[], None] | None = None  # takes over what was filled into a typed exit
+        self._parked: int | None = None  # an exit that nobody has seen yet
+        self._late_regs: Registers | None = None  # assigned while an access was half done
+        self._late_sregs: SystemRegisters | None = None
         self._breakpoints: list[int] = []
         fd.run.kvm_valid_regs = constant("KVM_SYNC_X86_REGS") | constant("KVM_SYNC_X86_SREGS")
 
+    @property
+    def id(self) -> int:
+        """The vCPU's number."""
+        return self.fd.id
+
     # Running
+
+    def enter(self) -> int:
+        """Do what is left to do, then run until the next exit; see Vcpu."""
+        code = self._before_entry()
+        if code is None:
+            code = self._step_off_breakpoint()
+        if code is None:
+            code = self.fd.enter()
+        self._note_attention()
+        return code
 
     def exits(self, limit: int) -> Iterator[int]:
         """Enter the guest up to `limit` times; see Vcpu."""
-        return self.fd.exits(self.vm.lock, limit)
+        return self.fd.exits(limit)
+
+    def share(self, lock: Lock | None) -> None:
+        """Free this lock while the guest runs."""
+        self.fd.share(lock)
 
     def answer(self, value: int) -> None:
         """Answer the read that has just exited."""
         self.fd.answer(value)
 
-    def run(self) -> Exit:
-        """Run until the next exit; see Vcpu."""
-        self._step_past_breakpoint()
-        return self.exit(self._next_exit())
-
-    def _next_exit(self) -> int:
-        code, self._parked = self._parked, None
-        if code is None:
-            self._answer_typed()
-            code = self.fd.enter()
-        return code
-
-    def _answer_typed(self) -> None:
-        """Take over what was filled into the exit that `run()` returned."""
-        give, self._give_answer = self._give_answer, None
-        if give:
-            give()
-
-    def exit(self, code: int) -> Exit:
+    def typed_exit(self, code: int) -> Exit:
         """Return the typed exit behind a packed one."""
         from kvmpy.accel.kvm_exits import typed_exit
 
         exit, self._give_answer = typed_exit(self.fd, code)
+        self._note_attention()
         return exit
 
+    def run_error(self, code: int) -> KvmpyError:
+        """Return the error behind a packed exit."""
+        return self.fd.run_error(code)
+
+    def run(self) -> Exit:
+        """Run until the next exit; see Vcpu."""
+        return self._typed_or_raise(self.enter())
+
+    def _typed_or_raise(self, code: int) -> Exit:
+        if code & packed.REASON_MASK == packed.ERROR:
+            raise self.run_error(code)
+        return self.typed_exit(code)
+
+    def step(self) -> Exit:
+        """Run one instruction with the trap flag held by KVM."""
+        code = self._before_entry()
+        if code is None:
+            code = self._single_step()
+        self._note_attention()
+        return self._typed_or_raise(code)
+
     def complete(self) -> None:
-        """Finish a pending access; an exit that this causes waits for the next `run()`."""
+        """Finish a pending access; an exit that this causes is the next one that is given."""
         while self.fd.pending and self._parked is None:
             self._answer_typed()
             code = self.fd.complete()
             if code & packed.REASON_MASK != packed.INTERRUPTED:
                 self._parked = code
+        self._note_attention()
 
-    def step(self) -> Exit:
-        """Run one instruction with the trap flag held by KVM."""
-        self._debug(constant("KVM_GUESTDBG_ENABLE") | constant("KVM_GUESTDBG_SINGLESTEP"))
-        try:
-            return self.exit(self._next_exit())
-        finally:
-            self._arm_breakpoints()
+    def _before_entry(self) -> int | None:
+        """Finish what the last exit left; return an exit when that alone gives one."""
+        code, self._parked = self._parked, None
+        if code is None:
+            self._answer_typed()
+            if self._late_regs or self._late_sregs:
+                self.complete()
+                code, self._parked = self._parked, None
+                self._assign_late()
+        self.fd.attention = False
+        return code
+
+    def _answer_typed(self) -> None:
+        """Take over what was filled into the typed exit."""
+        give, self._give_answer = self._give_answer, None
+        if give:
+            give()
+
+    def _assign_late(self) -> None:
+        if self.fd.pending:
+            return
+        if self._late_sregs:
+            self._store_sregs(self._late_sregs)
+        if self._late_regs:
+            self._store_regs(self._late_regs)
+        self._late_regs = self._late_sregs = None
+
+    def _note_attention(self) -> None:
+        left = self._parked is not None or self._give_answer or self._late_regs or self._late_sregs
+        self.fd.attention = bool(left or self._breakpoints)
 
     def kick(self) -> None:
         """Make the vCPU leave the guest."""
         self.fd.kick()
 
-    def error(self, code: int) -> Exception:
-        """Return the KvmError behind a packed exit."""
-        return self.fd.run_error(code)
+    def forget_kick(self) -> None:
+        """Take back a kick."""
+        self.fd.forget_kick()
+
+    def recent(self) -> list[int]:
+        """Return the last packed exits."""
+        return self.fd.recent()
 
     @property
     def entries(self) -> int:
@@ -147,22 +207,36 @@ class KvmVcpu(Vcpu):
     @property
     def regs(self) -> Registers:
         """The general registers."""
-        return load_regs(self._page().regs)
+        return copy(self._late_regs) if self._late_regs else load_regs(self._page().regs)
 
     @regs.setter
     def regs(self, regs: Registers) -> None:
         self.complete()
+        if self.fd.pending:
+            self._late_regs = copy(regs)
+            self._note_attention()
+        else:
+            self._store_regs(regs)
+
+    def _store_regs(self, regs: Registers) -> None:
         store_regs(self._page().regs, regs)
         self.fd.run.kvm_dirty_regs |= constant("KVM_SYNC_X86_REGS")
 
     @property
     def sregs(self) -> SystemRegisters:
         """The system registers."""
-        return load_sregs(self._page().sregs)
+        return deepcopy(self._late_sregs) if self._late_sregs else load_sregs(self._page().sregs)
 
     @sregs.setter
     def sregs(self, sregs: SystemRegisters) -> None:
         self.complete()
+        if self.fd.pending:
+            self._late_sregs = deepcopy(sregs)
+            self._note_attention()
+        else:
+            self._store_sregs(sregs)
+
+    def _store_sregs(self, sregs: SystemRegisters) -> None:
         store_sregs(self._page().sregs, sregs)
         self.fd.run.kvm_dirty_regs |= constant("KVM_SYNC_X86_SREGS")
 
@@ -180,8 +254,8 @@ class KvmVcpu(Vcpu):
             xcrs=fd.get_xcrs(),
             xsave=fd.get_xsave2(self.vm.accelerator.xsave_size),
             events=load_events(fd.get_events()),
-            lapic=fd.get_lapic() if self.vm.irqchip == "kernel" else None,
-            mp_state=fd.get_mp_state() if self.vm.irqchip == "kernel" else MpState.RUNNABLE,
+            lapic=fd.get_lapic() if self.vm.has_chips else None,
+            mp_state=fd.get_mp_state() if self.vm.has_chips else MpState.RUNNABLE,
         )
 
     @state.setter
@@ -197,9 +271,9 @@ class KvmVcpu(Vcpu):
         if state.msrs:
             fd.set_msrs(state.msrs)
         fd.set_debugregs(store_debug(state.debug))
-        if state.lapic is not None and self.vm.irqchip == "kernel":
+        if state.lapic is not None and self.vm.has_chips:
             fd.set_lapic(state.lapic)
-        if self.vm.irqchip == "kernel":
+        if self.vm.has_chips:
             fd.set_mp_state(state.mp_state)
         fd.set_events(store_events(state.events, sipi=state.mp_state == MpState.SIPI_RECEIVED))
 
@@ -217,6 +291,7 @@ class KvmVcpu(Vcpu):
             raise ConfigError(f"{len(wanted)} breakpoints: the processor has four debug registers; remove some")
         self._breakpoints = wanted
         self._arm_breakpoints()
+        self._note_attention()
 
     def _arm_breakpoints(self) -> None:
         if not self._breakpoints:
@@ -232,25 +307,28 @@ class KvmVcpu(Vcpu):
         self._flush()
         self.fd.set_guest_debug(control, registers)
 
-    def _step_past_breakpoint(self) -> None:
-        """Leave the breakpoint the vCPU stands on: not every host honours RF (Intel SDM vol. 3, 17.3.1.1)."""
-        if self._breakpoints and self.entries and self._parked is None and self._linear_rip() in self._breakpoints:
-            self._parked = self._code_unless_stepped()
+    def _step_off_breakpoint(self) -> int | None:
+        """Leave the breakpoint the vCPU stands on: not every host honours RF (Intel SDM vol. 3, 17.3.1.1).
+
+        Return an exit that comes of it, or that the next instruction has a breakpoint too.
+        """
+        if not self._breakpoints or not self.entries or self._linear_rip() not in self._breakpoints:
+            return None
+        code = self._single_step()
+        stepped = code & packed.REASON_MASK == packed.DEBUG and self._linear_rip() not in self._breakpoints
+        return None if stepped else code
 
     def _linear_rip(self) -> int:
         page = self._page()
         address: int = page.sregs.cs.base + page.regs.rip
         return address
 
-    def _code_unless_stepped(self) -> int | None:
+    def _single_step(self) -> int:
         self._debug(constant("KVM_GUESTDBG_ENABLE") | constant("KVM_GUESTDBG_SINGLESTEP"))
         try:
-            code = self._next_exit()
+            return self.fd.enter()
         finally:
             self._arm_breakpoints()
-        if code & packed.REASON_MASK == packed.DEBUG and self._linear_rip() not in self._breakpoints:
-            return None
-        return code
 
     # Identification and events
 
@@ -282,18 +360,50 @@ class KvmVcpu(Vcpu):
         entries = [(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in table.entries]
         self.fd.set_cpuid(ffi.new("struct kvm_cpuid2 *", {"nent": len(entries), "entries": entries}))
 
+    @property
+    def interruptible(self) -> bool:
+        """True when KVM would deliver an interrupt at the next entry (as the last exit left it)."""
+        return bool(self.fd.run.ready_for_interrupt_injection)
+
+    @property
+    def interrupt_window(self) -> bool:
+        """Whether KVM exits when the guest becomes interruptible."""
+        return bool(self.fd.run.request_interrupt_window)
+
+    @interrupt_window.setter
+    def interrupt_window(self, on: bool) -> None:
+        self.fd.run.request_interrupt_window = on
+
     def interrupt(self, vector: int) -> None:
         """Queue an external interrupt (KVM_INTERRUPT)."""
         self._flush()
         self.fd.interrupt(vector)
 
+    def software_interrupt(self, vector: int) -> None:
+        """Queue an interrupt whose delivery has begun, so that IF does not matter. See Vcpu.
+
+        Not marked `soft`: KVM would then add the length of an instruction that it has not seen to RIP.
+        """
+        if not 0 <= vector <= LAST_VECTOR:
+            raise ConfigError(f"software interrupt {vector}: vectors go from 0 to 255")
+        self.complete()
+        self._flush()
+        events = self.fd.get_events()
+        events.interrupt.injected, events.interrupt.nr, events.interrupt.soft = 1, vector, 0
+        self.fd.set_events(events)
+
     def nmi(self) -> None:
         """Queue an NMI."""
         self.fd.nmi()
 
-    def raise_exception(self, vector: int, error_code: int | None = None) -> None:
+    def raise_exception(self, vector: int, error_code: int | None = None, *, cr2: int | None = None) -> None:
         """Queue an exception through the vCPU's events."""
         self.complete()
+        if cr2 is not None:
+            sregs = self.sregs
+            sregs.cr2 = cr2
+            self.sregs = sregs
+        self._flush()
         events = self.fd.get_events()
         events.exception.injected = 1
         events.exception.nr = vector

@@ -29,6 +29,7 @@ SYSTEM_EVENT = 24
 RDMSR = 29
 WRMSR = 30
 DIRTY_RING_FULL = 31
+ATTENTION = 0xFE  # not entered: the vCPU has something to do first that `Vcpu.enter()` does
 ERROR = 0xFF
 
 REASON_MASK = 0xFF

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from kvmpy.accel import exits
 from kvmpy.accel.testbed import CODE, DATA, IDT, PML4, USER_CODE64, Testbed
-from kvmpy.errors import KvmpyError, UnsupportedError
+from kvmpy.errors import UnsupportedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ REACHED = 0xEE
 
 
 class Features:
-    """The probed truth about one accelerator; every attribute is a bool. `explain(name)` says what it means."""
+    """The probed truth about one accelerator; every attribute is a bool. `explain(name)` says what it means.
+
+    A probe answers no only for a wrong exit. That it could not run is an error, and nothing is remembered.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -43,7 +46,7 @@ class Features:
         if name not in self._known:
             try:
                 self._known[name] = PROBES[name][1](self._accelerator)
-            except KvmpyError:
+            except UnsupportedError:
                 self._known[name] = False
         return self._known[name]
 

@@ -59,12 +59,18 @@ class Testbed(Closing):
 
     __test__ = False  # pytest: this is no test class
 
-    def __init__(self, accelerator: Accelerator, bits: int, *, irqchip: str = "none") -> None:
+    def __init__(self, accelerator: Accelerator, bits: int, *, chips: bool = False) -> None:
         self.bits = bits
         self.memory = GuestMemory(MEMORY)
-        self.vm = accelerator.create_vm(irqchip=irqchip)
+        try:
+            self.vm = accelerator.create_vm()
+        except BaseException:
+            self.memory.close()
+            raise
         try:
             self.vm.add_memory(self.memory)
+            if chips:
+                self.vm.create_chips()
             self.vcpu = self.vm.create_vcpu()
         except BaseException:
             self.close()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import select
 import stat
+import time
 
 from kvmpy.boot.flat import plan_flat
 from kvmpy.boot.sidecar import sidecar_beside
-from kvmpy.errors import ImageError
+from kvmpy.errors import DeadlineError, ImageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpy.boot.plan import BootPlan
 
+CHUNK = 1 << 20
 GUESTS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "guests")
 
 
@@ -38,13 +41,15 @@ def plan_image(
     load: int | None = None,
     entry: int | None = None,
     append: str = "",
+    deadline: float | None = None,
 ) -> BootPlan:
     """Read the image `name` and plan its boot in `memory` bytes; what is given here overrides its sidecar.
 
-    Raises ImageError when the file cannot be read, is empty or damaged, or does not fit.
+    Raises ImageError when the file cannot be read, is empty or damaged, or does not fit; DeadlineError when a pipe has
+    not given all of it before `deadline` (of `time.monotonic()`).
     """
     path = find_image(name)
-    image = read_image(name, path, memory)
+    image = read_image(name, path, memory, deadline)
     sidecar = sidecar_beside(path)
     if mode is not None and mode != sidecar.mode:
         sidecar.mode, sidecar.load, sidecar.entry = mode, None, None
@@ -55,10 +60,11 @@ def plan_image(
     return plan_flat(os.path.basename(path), image, sidecar, memory=memory, append=append)
 
 
-def read_image(name: str, path: str, limit: int) -> bytes:
+def read_image(name: str, path: str, limit: int, deadline: float | None = None) -> bytes:
     """Read the file at `path`, which the user called `name`, of at most `limit` bytes; ImageError when that fails."""
     try:
-        with open(path, "rb") as file:
+        # Non-blocking, so that opening a pipe does not wait for the one who writes it.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) and not stat.S_ISFIFO(status.st_mode):
                 raise ImageError(f"{name}: not a regular file; give a guest image")
@@ -66,7 +72,7 @@ def read_image(name: str, path: str, limit: int) -> bytes:
                 raise ImageError(
                     f"{name}: {status.st_size} bytes do not fit into {limit} bytes of memory; raise --memory"
                 )
-            return file.read(limit + 1)
+            return _read_all(name, file.fileno(), limit + 1, deadline)
     except FileNotFoundError:
         known = ", ".join(bundled_guests()) or "none; build them with 'pip install -e .'"
         raise ImageError(f"{name}: no such file, and no bundled guest of this name (there are: {known})") from None
@@ -75,3 +81,19 @@ def read_image(name: str, path: str, limit: int) -> bytes:
     except (OSError, ValueError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise ImageError(f"{name}: cannot be read: {reason}") from None
+
+
+def _read_all(name: str, fd: int, limit: int, deadline: float | None) -> bytes:
+    """Read to the end of a file or pipe, or up to `limit` bytes."""
+    data = bytearray()
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while len(data) < limit:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not poll.poll(None if left is None else left * 1000):
+            raise DeadlineError(f"{name}: not read to its end in time, {len(data)} bytes so far; raise --timeout")
+        chunk = os.read(fd, min(CHUNK, limit - len(data)))
+        if not chunk:
+            break
+        data += chunk
+    return bytes(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
@@ -10,13 +11,15 @@ from kvmpy.accel.kvm import open_accelerator
 from kvmpy.boot.image import plan_image
 from kvmpy.cli.arguments import address, command_parser, count, seconds, size
 from kvmpy.cli.exit_codes import EXPLAINED, exit_code_of
-from kvmpy.cli.terminal import Keyboard, Output, RawTerminal
+from kvmpy.cli.terminal import Keyboard, RawTerminal
 from kvmpy.machine.machine import DEFAULT_MEMORY, Machine
+from kvmpy.machine.output import OutputWriter
 from kvmpy.machine.stop import Stop, StopKind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
     from types import FrameType
     from typing import Self
 
@@ -62,9 +65,9 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Boot, and return the exit code."""
+    deadline = None if options.timeout is None else time.monotonic() + options.timeout
     with Signals() as signals, open_accelerator() as accelerator:
-        plan = _plan(options)
-        recorder = Recorder() if options.json else None
+        plan = _plan(options, deadline)
         with Machine(
             accelerator,
             memory=options.memory,
@@ -74,18 +77,13 @@ def run(options: argparse.Namespace) -> int:
             coalesce=not options.no_coalesce,
         ) as machine:
             machine.load(plan)
-            signals.machine = machine
-            started = time.monotonic()
-            stop = _run(options, machine, recorder, signals)
-            seconds_run = time.monotonic() - started
-            code = signals.code or exit_code_of(stop)
-            if recorder:
-                print(recorder.report(stop, machine, seconds_run, code))
+            run = Run(options, machine, deadline, signals)
+            stop = run.recorded() if options.json else run.shown()
             _explain(options, stop, machine, plan)
-            return code
+            return signals.code or exit_code_of(stop)
 
 
-def _plan(options: argparse.Namespace) -> BootPlan:
+def _plan(options: argparse.Namespace, deadline: float | None) -> BootPlan:
     return plan_image(
         options.file,
         memory=options.memory,
@@ -93,33 +91,62 @@ def _plan(options: argparse.Namespace) -> BootPlan:
         load=options.load,
         entry=options.entry,
         append=options.append,
+        deadline=deadline,
     )
 
 
-def _run(options: argparse.Namespace, machine: Machine, recorder: Recorder | None, signals: Signals) -> Stop:
-    def told_to_stop() -> bool:
-        stop = machine.stop_reason
-        return bool(signals.code or (stop and stop.kind in (StopKind.QUIT, StopKind.TIMEOUT)))
+class Run:
+    """One run of a machine, with its serial port on standard input and output."""
 
-    closed = Stop(StopKind.OUTPUT_CLOSED, "standard output was closed")
+    def __init__(self, options: argparse.Namespace, machine: Machine, deadline: float | None, signals: Signals) -> None:
+        self._options = options
+        self._machine = machine
+        self._deadline = deadline
+        self._signals = signals
 
-    def stdout_closed() -> None:
-        machine.stop(closed)
+    def shown(self) -> Stop:
+        """Run, and pass the guest's output on while it runs."""
+        machine = self._machine
+        closed = Stop(StopKind.OUTPUT_CLOSED, "standard output was closed")
+        with OutputWriter(
+            STDOUT, hold=machine.hold, release=machine.gate.release, closed=lambda: machine.stop(closed)
+        ) as output:
+            machine.output = output.write
+            stop = self._run()
+            output.finish(self._given_up)
+            return closed if output.broken and stop.clean else stop
 
-    output = recorder or Output(STDOUT, told_to_stop, stdout_closed)
-    machine.output = output.write
-    keyboard = Keyboard(STDIN, machine.send, lambda: machine.stop(Stop(StopKind.QUIT, "Ctrl-A x")))
-    with RawTerminal(STDIN):
-        try:
-            stop = machine.run(
-                timeout=options.timeout,
-                max_exits=options.max_exits,
-                watch={STDIN: keyboard.ready},
-                tick=output.flush,
-            )
-        finally:
-            output.flush()
-    return closed if output.broken and stop.clean else stop
+    def recorded(self) -> Stop:
+        """Run, and print one JSON object at the end."""
+        recorder = Recorder()
+        self._machine.output = recorder.write
+        started = time.monotonic()
+        stop = self._run()
+        seconds_run = time.monotonic() - started
+        code = self._signals.code or exit_code_of(stop)
+        report = recorder.report(stop, self._machine, seconds_run, code)
+        with OutputWriter(STDOUT, hold=ignore, release=ignore, closed=lambda: None) as output:
+            output.write(report.encode() + b"\n")
+            output.finish(self._given_up)
+            return Stop(StopKind.OUTPUT_CLOSED, "standard output was closed") if output.broken else stop
+
+    def _run(self) -> Stop:
+        machine = self._machine
+        keyboard = Keyboard(STDIN, machine, lambda: machine.stop(Stop(StopKind.QUIT, "Ctrl-A x")))
+        keyboard.watch()
+        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        with RawTerminal(STDIN), self._signals.stopping(machine):
+            return machine.run(timeout=left, max_exits=self._options.max_exits)
+
+    def _given_up(self) -> bool:
+        """Whether to wait no longer for a slow reader: a signal came, someone quit, or the time is over."""
+        stop = self._machine.stop_reason
+        quit = stop is not None and stop.kind in (StopKind.QUIT, StopKind.TIMEOUT)
+        return quit or bool(self._signals.code) or (self._deadline is not None and time.monotonic() > self._deadline)
+
+
+def ignore(_who: str) -> None:
+    """Do nothing: nobody need be held up."""
 
 
 def _explain(options: argparse.Namespace, stop: Stop, machine: Machine, plan: BootPlan) -> None:
@@ -139,8 +166,6 @@ def _explain(options: argparse.Namespace, stop: Stop, machine: Machine, plan: Bo
 class Recorder:
     """Keeps the guest's output for the JSON report."""
 
-    broken = False
-
     def __init__(self) -> None:
         self._data = bytearray()
         self._truncated = False
@@ -150,9 +175,6 @@ class Recorder:
         room = JSON_OUTPUT_LIMIT - len(self._data)
         self._data += data[:room]
         self._truncated |= len(data) > room
-
-    def flush(self) -> None:
-        """Nothing waits."""
 
     def report(self, stop: Stop, machine: Machine, seconds_run: float, code: int) -> str:
         """Return the JSON object of a finished run."""
@@ -182,13 +204,13 @@ def _hexadecimal(registers: object) -> dict[str, str]:
 
 
 class Signals:
-    """While it is entered, SIGINT, SIGTERM and SIGHUP stop the machine in good order, whenever they come."""
+    """While it is entered, SIGINT, SIGTERM and SIGHUP stop a machine that runs in good order; else they end kvmpy."""
 
     CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
-        self.machine: Machine | None = None
         self.code = 0
+        self._machine: Machine | None = None
         self._before: list[tuple[int, object]] = []
 
     def __enter__(self) -> Self:
@@ -199,8 +221,17 @@ class Signals:
         for number, handler in self._before:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    @contextlib.contextmanager
+    def stopping(self, machine: Machine) -> Iterator[None]:
+        """Stop this machine meanwhile."""
+        self._machine = machine
+        try:
+            yield
+        finally:
+            self._machine = None
+
     def _caught(self, number: int, _frame: FrameType | None) -> None:
         self.code = 128 + number
-        if self.machine is None:
+        if self._machine is None:
             raise SystemExit(self.code)
-        self.machine.stop(Stop(StopKind.QUIT, signal.Signals(number).name))
+        self._machine.stop(Stop(StopKind.QUIT, signal.Signals(number).name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvmpy.errors import AssemblyError, ImageError, KvmpyError, NoAcceleratorError
+from kvmpy.errors import AssemblyError, DeadlineError, ImageError, KvmpyError, NoAcceleratorError
 from kvmpy.machine.stop import StopKind
 
 TYPE_CHECKING = False
@@ -37,7 +37,7 @@ exit codes:
   74     standard output was closed
   75     --max-exits was reached
   124    --timeout was reached
-  130, 143  Ctrl-C, SIGTERM
+  129, 130, 143  SIGHUP, Ctrl-C, SIGTERM
 """
 
 OF_STOP = {
@@ -56,6 +56,8 @@ def exit_code_of(cause: Stop | KvmpyError) -> int:
     """Return the process's exit code for the reason a machine stopped, or for an error."""
     if isinstance(cause, NoAcceleratorError):
         return ExitCode.NO_ACCELERATOR
+    if isinstance(cause, DeadlineError):
+        return ExitCode.TIMEOUT
     if isinstance(cause, (ImageError, AssemblyError)):
         return ExitCode.BAD_FILE
     if isinstance(cause, KvmpyError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from kvmpy.errors import KvmError, UnsupportedError
+from kvmpy.errors import ClosedError, KvmError, UnsupportedError
 
 try:
     from kvmpy.kvm._kvm import ffi as ffi
@@ -58,9 +58,9 @@ CAUSES = {
     ("KVM_SET_LAPIC", errno.EINVAL): "the vCPU has no in-kernel local APIC",
     ("KVM_SET_TSC_KHZ", errno.EINVAL): "the host cannot give a guest this TSC frequency",
     ("KVM_ENABLE_CAP", errno.EINVAL): "the host does not know this capability or not with these arguments",
+    ("KVM_RUN", errno.EAGAIN): "KVM could not make its worker thread; raise the limit of processes (ulimit -u)",
     ("KVM_RUN", errno.EFAULT): "the guest reached memory whose mapping in this process is gone",
     ("", errno.EPERM): "the caller may not do this; check the permissions of /dev/kvm",
-    ("", errno.EBADF): "the object is closed",
     ("", errno.ENOTTY): "this kernel does not know the call; see 'kvmpy info'",
     ("", errno.EINVAL): "an argument is out of its range",
     ("", errno.ENOMEM): "the host is out of memory",
@@ -121,6 +121,9 @@ class Fd:
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
+            import warnings
+
+            warnings.warn(f"{self!r} was dropped without close()", ResourceWarning, stacklevel=2, source=self)
             self.close()
 
     def __repr__(self) -> str:
@@ -134,7 +137,19 @@ class Fd:
         """Issue an ioctl whose argument is a number; otherwise as `ioctl()`."""
         return self._checked(name, lib.kvmpy_ioctl_value(self._fd, constant(name), argument), quiet)
 
+    def open_fd(self, attempt: str) -> int:
+        """Return the descriptor's number; ClosedError, which names the attempt, once closed."""
+        if self.closed:
+            raise self.closed_error(attempt)
+        return self._fd
+
+    def closed_error(self, attempt: str) -> ClosedError:
+        """Return the error of an attempt on a closed descriptor."""
+        return ClosedError(f"{attempt} on {self.target}: it is closed; make a new one")
+
     def _checked(self, name: str, result: int, quiet: tuple[int, ...]) -> int:
+        if result < 0 and self.closed:
+            raise self.closed_error(name)
         if result < 0 and -result not in quiet:
             raise ioctl_error(name, self.target, -result)
         return result

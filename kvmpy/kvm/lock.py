@@ -6,7 +6,7 @@ from kvmpy.kvm.binding import ffi, lib
 
 
 class Lock:
-    """A pthread mutex, held by every vCPU thread except inside the guest; see `VcpuFd.exits()`.
+    """A pthread mutex, held by every vCPU thread except inside the guest; see `VcpuFd.share()`.
 
     Not recursive. A thread that waits for it does so without the GIL.
     """
@@ -15,10 +15,13 @@ class Lock:
         self.mutex = ffi.new("pthread_mutex_t *")
         lib.pthread_mutex_init(self.mutex, ffi.NULL)
 
-    def acquire(self, *, blocking: bool = True) -> bool:
-        """Take the lock; without `blocking` return False when another thread has it."""
-        take = lib.pthread_mutex_lock if blocking else lib.pthread_mutex_trylock
-        return not take(self.mutex)
+    def acquire(self) -> None:
+        """Take the lock."""
+        lib.pthread_mutex_lock(self.mutex)
+
+    def acquire_within(self, seconds: float) -> bool:
+        """Take the lock; return False when that was not possible in time."""
+        return not lib.kvmpy_lock_within(self.mutex, int(seconds * 1e9))
 
     def release(self) -> None:
         """Give the lock back; only the thread that took it may."""

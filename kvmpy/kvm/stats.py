@@ -38,7 +38,7 @@ class StatsFd(Fd):
         return {statistic.name: statistic for statistic in found}
 
     def _at(self, kind: str, offset: int, size: int) -> CData:
-        data = os.pread(self._fd, size, offset)
+        data = os.pread(self.open_fd("reading statistics"), size, offset)
         return ffi.from_buffer(kind, data)
 
     def _statistic(self, header: CData, offset: int) -> Statistic:

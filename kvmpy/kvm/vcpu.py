@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import itertools
 import mmap
+import os
 
-from kvmpy.errors import KvmError
+from kvmpy.errors import KvmError, KvmpyError
 from kvmpy.kvm.binding import PAGE_SIZE, CData, Fd, constant, ffi, ioctl_error, lib, to_bytes
 from kvmpy.kvm.device import access_attribute, has_attribute
 from kvmpy.kvm.query import get_cpuid, get_msrs
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
 
     from kvmpy.kvm.lock import Lock
 
-REASON_MASK = 0xFF
+
+def kick_signals() -> int:
+    """Return how many kick signals the threads of this process have taken."""
+    count: int = lib.kvmpy_kick_signals()
+    return count
 
 
 class VcpuFd(Fd):
@@ -30,12 +35,19 @@ class VcpuFd(Fd):
     def __init__(self, fd: int, vcpu_id: int, mmap_size: int) -> None:
         super().__init__(fd, f"vCPU {vcpu_id}")
         self.id = vcpu_id
-        self._map = mmap.mmap(fd, mmap_size)
+        try:
+            self._map = mmap.mmap(fd, mmap_size)
+        except OSError as error:
+            self.close()
+            raise KvmError(
+                f"mmap of {self.target}: {os.strerror(error.errno or 0)}; the host is out of memory or of mappings",
+                "mmap", self.target, error.errno or 0,
+            ) from None  # fmt: skip
         self._pages = ffi.from_buffer(self._map)
         self._ring_map: mmap.mmap | None = None
         self._lock: Lock | None = None
-        self.run = ffi.cast("struct kvm_run *", self._pages)
-        self.handle = ffi.new("struct kvmpy_vcpu *", {"fd": fd, "run": self.run})
+        self._run = ffi.cast("struct kvm_run *", self._pages)
+        self.handle = ffi.new("struct kvmpy_vcpu *", {"fd": fd, "run": self._run, "may_wait": 1})
         lib.kvmpy_install_kick_handler()  # without it the first kick, SIGRTMIN, would end the process
         page = constant("KVM_COALESCED_MMIO_PAGE_OFFSET")
         if mmap_size > page * PAGE_SIZE:
@@ -43,33 +55,53 @@ class VcpuFd(Fd):
 
     def close(self) -> None:
         """Unmap the shared pages and close the descriptor."""
-        if not self.closed:
+        if not self.closed and hasattr(self, "handle"):
             self.handle.run = ffi.NULL
             self.handle.ring = ffi.NULL
-            self.run = None
+            self._run = None
             ffi.release(self._pages)
             self._map.close()
             if self._ring_map is not None:
                 self._ring_map.close()
         super().close()
 
+    @property
+    def run(self) -> CData:
+        """The page shared with KVM, `struct kvm_run *`; ClosedError when the vCPU is closed."""
+        if self._run is None:
+            raise self.closed_error("reading its run page")
+        return self._run
+
     # Entering the guest
 
     def enter(self) -> int:
-        """Run the guest until it exits. Return the packed exit of src/enter.h.
+        """Run the guest until it exits. Return the packed exit of src/enter.h; a refused entry is KVMPY_ERROR.
 
-        The GIL is released meanwhile. An interrupted run is KVM_EXIT_INTR; a refused one raises KvmError.
+        The GIL is released meanwhile, and so is the lock of `share()`. An interrupted run is KVM_EXIT_INTR.
         """
-        return self._checked_exit(lib.kvmpy_enter(self.handle))
+        code: int = lib.kvmpy_enter(self.handle)
+        return code
 
-    def exits(self, lock: Lock, limit: int) -> Iterator[int]:
-        """Enter the guest up to `limit` times and yield each packed exit, refused entries (KVMPY_ERROR) included.
+    def exits(self, limit: int) -> Iterator[int]:
+        """Enter the guest up to `limit` times and yield each packed exit, as `enter()` returns it.
 
-        The caller holds `lock`; it is free while the guest runs. Nothing of this loop is Python bytecode.
+        Nothing of this loop is Python bytecode.
         """
+        return map(lib.kvmpy_enter, itertools.repeat(self.handle, limit))
+
+    def share(self, lock: Lock | None) -> None:
+        """Name the lock that the thread which enters holds, so that it is free while the guest runs; None for none."""
         self._lock = lock
-        self.handle.lock = lock.mutex
-        return map(lib.kvmpy_enter_unlocked, itertools.repeat(self.handle, limit))
+        self.handle.lock = lock.mutex if lock else ffi.NULL
+
+    @property
+    def attention(self) -> bool:
+        """True while `enter()` does not enter but returns KVMPY_ATTENTION, because something is to be done first."""
+        return bool(self.handle.attention)
+
+    @attention.setter
+    def attention(self, on: bool) -> None:
+        self.handle.attention = on
 
     def answer(self, value: int) -> None:
         """Give the port or MMIO read that has just exited its value; without it the guest reads all ones."""
@@ -77,15 +109,13 @@ class VcpuFd(Fd):
 
     def complete(self) -> int:
         """Finish the instruction that exited without running on, so that registers are those behind it."""
-        return self._checked_exit(lib.kvmpy_complete(self.handle))
-
-    def _checked_exit(self, code: int) -> int:
-        if code & REASON_MASK == lib.KVMPY_ERROR:
-            raise self.run_error(code)
+        code: int = lib.kvmpy_complete(self.handle)
         return code
 
-    def run_error(self, code: int) -> KvmError:
+    def run_error(self, code: int) -> KvmpyError:
         """Return the error behind a packed exit whose reason is KVMPY_ERROR."""
+        if self.closed:
+            return self.closed_error("KVM_RUN")
         return ioctl_error("KVM_RUN", self.target, code >> 32)
 
     @property
@@ -96,6 +126,15 @@ class VcpuFd(Fd):
     def kick(self) -> None:
         """Make the vCPU leave the guest with KVM_EXIT_INTR, now or at its next entry. Any thread may call it."""
         lib.kvmpy_kick(self.handle)
+
+    def forget_kick(self) -> None:
+        """Take back a kick that has not been seen yet; only while no thread is in the guest."""
+        lib.kvmpy_forget_kick(self.handle)
+
+    def recent(self) -> list[int]:
+        """Return the last packed exits, oldest first."""
+        count, size = self.handle.exits, lib.KVMPY_RECENT
+        return [self.handle.recent[i % size] for i in range(max(0, count - size), count)]
 
     def io_data(self) -> memoryview:
         """Return the data area of the current KVM_EXIT_IO: `count` items of `size` bytes, writable."""
@@ -211,6 +250,7 @@ class VcpuFd(Fd):
     def set_mp_state(self, state: int) -> None:
         """Set KVM_MP_STATE_*."""
         self.ioctl("KVM_SET_MP_STATE", ffi.new("struct kvm_mp_state *", {"mp_state": state}))
+        self.handle.may_wait = 1
 
     def get_events(self) -> CData:
         """Return `struct kvm_vcpu_events *`: pending exceptions, interrupts, NMIs."""
@@ -299,7 +339,7 @@ class VcpuFd(Fd):
     def map_dirty_ring(self, size: int) -> None:
         """Map the vCPU's dirty ring of `size` bytes, as enabled with KVM_CAP_DIRTY_LOG_RING on the VM."""
         offset = constant("KVM_DIRTY_LOG_PAGE_OFFSET") * PAGE_SIZE
-        self._ring_map = mmap.mmap(self._fd, size, offset=offset)
+        self._ring_map = mmap.mmap(self.open_fd("mapping the dirty ring"), size, offset=offset)
         self._ring_next = 0
 
     def harvest_dirty_ring(self) -> list[tuple[int, int]]:

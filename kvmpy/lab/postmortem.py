@@ -48,7 +48,7 @@ def post_mortem(stop: Stop, machine: Machine, symbols: Mapping[str, int]) -> lis
         ("stack", stack_lines(machine.memory, regs, sregs, symbols)),
         ("page walk of CR2", walk_lines(machine.memory, sregs, sregs.cr2)),
         ("interrupt table", idt_lines(machine.memory, sregs, symbols)),
-        ("last exits", exit_lines(machine.threads[stop.vcpu].recent if machine.threads else ())),
+        ("last exits", exit_lines(vcpu.recent())),
     )
     for title, content in sections:
         lines += [f"{title}:", *(f"  {line}" for line in content)]

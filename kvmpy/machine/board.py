@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from kvmpy.devices.acpi_pm import AcpiPm
 from kvmpy.devices.base import IrqLine
 from kvmpy.devices.cmos_rtc import CmosRtc
@@ -24,13 +26,14 @@ DEBUGCON_PORT = 0xE9
 class Board:
     """The devices of a machine, wired to its bus and to its stop button."""
 
-    def __init__(self, machine: Machine, *, coalesce: bool) -> None:
+    def __init__(self, machine: Machine) -> None:
         self._vm = machine.vm
         self._stop = machine.stop
-        self._coalesce = coalesce
-        self._input = bytearray()
+        self._coalesce = machine.coalesce
+        self._post = machine.events.post
+        self._input: deque[bytes] = deque()
         self.uart = Uart16550(
-            IrqLine(COM1_IRQ, machine.vm.set_irq),
+            IrqLine(COM1_IRQ, machine.chips.set_line),
             lambda data: machine.output(data),
             on_room=self._feed,
             on_coalescible_change=lambda on: self._set_coalescing(COM1_PORT, on),
@@ -50,21 +53,21 @@ class Board:
         self._set_coalescing(COM1_PORT, self.uart.coalescible)
 
     def send(self, data: bytes) -> None:
-        """Queue serial input; the caller holds the VM's lock."""
-        self._input += data
-        self._feed()
+        """Queue serial input. Any thread may call it: the UART gets it from the machine's own."""
+        self._input.append(bytes(data))
+        self._post(self._feed)
 
     @property
     def waiting(self) -> int:
         """How many bytes of serial input the guest has not taken yet."""
-        return len(self._input)
+        return sum(map(len, self._input))
 
     def _feed(self) -> None:
         while self._input and self.uart.room:
-            taken = self.uart.receive(bytes(self._input[: self.uart.room]))
-            if not taken:
-                return
-            del self._input[:taken]
+            data = self._input.popleft()
+            taken = self.uart.receive(data)
+            if taken < len(data):
+                self._input.appendleft(data[taken:])
 
     def _set_coalescing(self, port: int, on: bool) -> None:
         if self._coalesce:

@@ -8,6 +8,8 @@ from kvmpy.errors import BusError, ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvmpy.devices.base import Device
 
 PORT_LIMIT = 1 << 16
@@ -18,8 +20,11 @@ UNCLAIMED_LIMIT = 4096
 class AddressSpace:
     """One space of addresses, ports or MMIO, with the devices in it. What no device claims reads as all ones."""
 
-    def __init__(self, name: str, limit: int, *, strict: bool = False) -> None:
+    def __init__(
+        self, name: str, limit: int, *, strict: bool = False, changed: Callable[[], None] = lambda: None
+    ) -> None:
         self.name = name
+        self._changed = changed
         self.limit = limit
         self.strict = strict
         self.unclaimed: dict[tuple[str, int, int], int] = {}
@@ -36,6 +41,7 @@ class AddressSpace:
         at = bisect_right(self._starts, start)
         self._starts.insert(at, start)
         self._ranges.insert(at, (start, start + size, device, start - offset))
+        self._changed()
 
     def replace(self, start: int, device: Device) -> None:
         """Put another device in the place of the one whose range begins at `start`; ConfigError when there is none."""
@@ -43,6 +49,17 @@ class AddressSpace:
         if at < 0 or self._starts[at] != start:
             raise ConfigError(f"{device.name} at {self.name} {start:#x}: no range begins there that it could replace")
         self._ranges[at] = (start, self._ranges[at][1], device, start)
+        self._changed()
+
+    def remove(self, start: int) -> Device:
+        """Take away the range that begins at `start` and return its device; ConfigError when there is none."""
+        at = bisect_right(self._starts, start) - 1
+        if at < 0 or self._starts[at] != start:
+            raise ConfigError(f"{self.name} {start:#x}: no range begins there that could be removed")
+        del self._starts[at]
+        _, _, device, _ = self._ranges.pop(at)
+        self._changed()
+        return device
 
     def devices(self) -> list[tuple[int, int, Device]]:
         """Return (start, end, device) of every range, in order; the end is exclusive."""
@@ -109,8 +126,18 @@ class AddressSpace:
 
 
 class Bus:
-    """Both address spaces of a machine."""
+    """Both address spaces of a machine. `changed` is called when a device was added, replaced or removed."""
 
-    def __init__(self, *, strict: bool = False) -> None:
-        self.ports = AddressSpace("port", PORT_LIMIT, strict=strict)
-        self.mmio = AddressSpace("address", MMIO_LIMIT, strict=strict)
+    def __init__(self, *, strict: bool = False, changed: Callable[[], None] = lambda: None) -> None:
+        self.ports = AddressSpace("port", PORT_LIMIT, strict=strict, changed=changed)
+        self.mmio = AddressSpace("address", MMIO_LIMIT, strict=strict, changed=changed)
+
+    def devices(self) -> dict[str, Device]:
+        """Return every device by its name; further ones of the same name are NAME#2, NAME#3 …"""
+        found: dict[str, Device] = {}
+        for space in (self.ports, self.mmio):
+            for _, _, device in space.devices():
+                if device not in found.values():
+                    same = sum(other.name == device.name for other in found.values())
+                    found[f"{device.name}#{same + 1}" if same else device.name] = device
+        return found

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-import os
-import select
+import threading
 import time
+from functools import partial
 
-from kvmpy.errors import ConfigError
+from kvmpy.errors import ClosedError, ConfigError, HostError
 from kvmpy.machine.board import Board
 from kvmpy.machine.bus import Bus
+from kvmpy.machine.chips import Sleepers, choose_chips
+from kvmpy.machine.dispatch import Dispatch, Handlers, OwnHandlers
+from kvmpy.machine.events import Events, Gate, Timer
 from kvmpy.machine.stop import Stop, StopKind
 from kvmpy.machine.vcpu_thread import VcpuThread
 from kvmpy.memory import GuestMemory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from typing import Self
 
     from kvmpy.accel.base import Accelerator, Vcpu
     from kvmpy.boot.plan import BootPlan
+    from kvmpy.devices.base import Device
 
 DEFAULT_MEMORY = 64 << 20
 CPU_LIMIT = 64
-FIRST_TICK = 0.0005
+FIRST_TICK = 0.001
 TICK = 0.02  # seconds between looks at vCPUs that stay in the guest
 JOIN_SECONDS = 5.0
 
 
 class Machine:
-    """A PC on an accelerator.
+    """A PC on an accelerator. Use it as a context manager: closing stops the guest and releases everything.
 
-    `output` gets what the guest writes to its serial port or debug console, with the VM's lock held; `send()`
-    feeds the serial port's input. Use it as a context manager: closing releases the VM and the memory.
+    `output` gets what the guest writes to its serial port or debug console. It is called with the VM's lock held and
+    must not block: for a descriptor that may be slow there is `kvmpy.machine.output`. `board` makes the devices.
     """
 
     def __init__(
@@ -44,130 +48,196 @@ class Machine:
         irqchip: str = "kernel",
         strict: bool = False,
         coalesce: bool = True,
+        patch_hypercalls: bool = False,
         output: Callable[[bytes], None] = lambda _data: None,
+        board: Callable[[Machine], Board] = Board,
     ) -> None:
-        _check(cpus, irqchip)
+        make_chips = choose_chips(irqchip)
+        if not 1 <= cpus <= CPU_LIMIT:
+            raise ConfigError(f"{cpus} vCPUs: choose 1 to {CPU_LIMIT}")
         self.output = output
+        self.coalesce = coalesce
         self.stop_reason: Stop | None = None
-        self.threads: list[VcpuThread] = []
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._closers: list[Callable[[], None]] = [lambda: os.close(self._wake)]
+        self.dispatches: list[Dispatch] = []
+        self._threads: list[VcpuThread] = []
+        self._timer = Timer(lambda: None)
+        self._state_lock = threading.RLock()  # re-entrant: `stop()` is called by signal handlers too
+        self._closed = False
+        self._close_later = False
+        self._runner: int | None = None  # the thread inside run()
+        self._not_running = threading.Event()
+        self._not_running.set()
+        self._closers: list[Callable[[], None]] = []
         try:
             self.memory = GuestMemory(memory)
             self._closers.append(self.memory.close)
-            self.vm = accelerator.create_vm(irqchip=irqchip)
+            self.vm = accelerator.create_vm(patch_hypercalls=patch_hypercalls)
             self._closers.append(self.vm.close)
             self.vm.add_memory(self.memory)
+            self.chips = make_chips(self.vm)
+            if cpus > 1 and not self.chips.present:
+                raise ConfigError(
+                    f"{cpus} vCPUs without an interrupt chip: only the first could ever start; use irqchip 'kernel'"
+                )
+            self.events = Events(self.vm.lock)
+            self._closers.append(self.events.close)
+            self.gate = Gate()
+            self._closers.append(self.gate.close)
+            self.sleepers = Sleepers(cpus, self.hold, self.gate.release)
             self.vcpus: list[Vcpu] = [self.vm.create_vcpu(i, cpus=cpus) for i in range(cpus)]
-            self.bus = Bus(strict=strict)
-            self.board = Board(self, coalesce=coalesce)
+            self.bus = Bus(strict=strict, changed=self._forget_found)
+            self.own_handlers = OwnHandlers(self)
+            self.handlers = Handlers(self.own_handlers.table(), self._forget_found)
+            self.dispatches = [Dispatch(self, vcpu) for vcpu in self.vcpus]
+            self.board = board(self)
         except BaseException:
-            self.close()
+            self._release()
             raise
+
+    def _forget_found(self) -> None:
+        """Handlers or devices changed: what the dispatches found before may be out of date."""
+        for dispatch in self.dispatches:
+            dispatch.clear()
+
+    @property
+    def devices(self) -> dict[str, Device]:
+        """The devices on the bus by name."""
+        return self.bus.devices()
 
     def load(self, plan: BootPlan) -> None:
         """Put a guest into memory and set the first vCPU's state."""
+        self._check_open("loading a guest")
         for gpa, data in plan.blobs:
             self.memory.write(gpa, data)
         self.vcpus[0].regs = plan.state.regs
         self.vcpus[0].sregs = plan.state.sregs
 
-    def run(
-        self,
-        *,
-        timeout: float | None = None,
-        max_exits: int | None = None,
-        watch: Mapping[int, Callable[[], bool]] | None = None,
-        tick: Callable[[], None] = lambda: None,
-    ) -> Stop:
+    # Running
+
+    def run(self, *, timeout: float | None = None, max_exits: int | None = None) -> Stop:
         """Run until the guest stops, `timeout` seconds have passed, or a vCPU has had `max_exits` exits.
 
-        A machine can be run again: it goes on where it stopped.
-
-        `watch` maps descriptors to functions that are called in this thread when there is something to read; one that
-        returns False is not watched any longer. `tick` is called often. An exception here stops the vCPUs first.
+        A machine can be run again: it goes on where it stopped. What a device, a handler or a callback raises comes out
+        here, once the vCPUs have stopped. HostError when a vCPU's thread does not come back.
         """
-        self.stop_reason = None
-        self.threads = [VcpuThread(self, vcpu, max_exits) for vcpu in self.vcpus]
+        self._begin_run()
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            for thread in self.threads:
-                thread.start()
-            self._watch(dict(watch or {}), tick, deadline)
+            self._start_vcpus(max_exits)
+            self._tick(FIRST_TICK, [-1] * len(self.vcpus))
+            if not self.events.run(self.is_stopping, deadline):
+                self.stop(Stop(StopKind.TIMEOUT, "the guest did not stop in time; raise --timeout to give it longer"))
         finally:
             self.stop(Stop(StopKind.QUIT, "the machine was told to stop"))
-            self._join()
+            self._end_run()
         stop: Stop | None = self.stop_reason
         assert stop is not None
         return stop
 
-    def _watch(self, watch: dict[int, Callable[[], bool]], tick: Callable[[], None], deadline: float | None) -> None:
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
-        for fd in watch:
-            poll.register(fd, select.POLLIN)
-        seen = [-1] * len(self.vcpus)
-        pause = FIRST_TICK
-        while not self.stop_reason:
-            pause = min(2 * pause, TICK)
-            left = pause if deadline is None else min(pause, deadline - time.monotonic())
-            if left <= 0:
-                self.stop(Stop(StopKind.TIMEOUT, "the guest did not stop in time; raise --timeout to give it longer"))
-                return
-            for fd, _events in poll.poll(left * 1000):
-                if fd in watch and not watch[fd]():
-                    poll.unregister(fd)
-            self._drain(tick)
-            seen = self._nudge(seen)
+    def _begin_run(self) -> None:
+        with self._state_lock:
+            self._check_open("running")
+            if self._runner is not None:
+                raise ConfigError("running: the machine runs already; stop it first, or make another")
+            if not all(thread.idle for thread in self._threads):
+                raise self._stuck()
+            self._runner = threading.get_ident()
+            self._not_running.clear()
+            for vcpu in self.vcpus:
+                vcpu.forget_kick()
+            self.stop_reason = None
+            self.sleepers.forget()
+            self.gate.shut_again()
 
-    def _drain(self, tick: Callable[[], None]) -> None:
-        """Deliver collected writes of a guest that does not exit. A vCPU that holds the lock will do so itself."""
-        if self.vm.lock.acquire(blocking=False):
-            try:
-                self.take_writes()
-                tick()
-            finally:
-                self.vm.lock.release()
+    def _start_vcpus(self, max_exits: int | None) -> None:
+        while len(self._threads) < len(self.vcpus):
+            self._threads.append(VcpuThread(self.vcpus[len(self._threads)].id))
+        for thread, dispatch in zip(self._threads, self.dispatches, strict=True):
+            thread.start(partial(dispatch.serve, max_exits), self.events.wake)
 
-    def _nudge(self, seen: list[int]) -> list[int]:
-        """Kick the vCPUs that have not left the guest since the last tick: they may be halted for good."""
+    def _tick(self, pause: float, seen: list[int]) -> None:
+        """Deliver collected writes of a guest that does not exit, and kick vCPUs that have not left it since last time.
+
+        Those may be halted for good, and only a vCPU's own thread can tell.
+        """
+        self._timer = self.events.call_at(time.monotonic() + pause, lambda: self._tick(min(2 * pause, TICK), now))
         now = [vcpu.entries for vcpu in self.vcpus]
+        if seen[0] >= 0:
+            self.take_writes()
         for vcpu, before, count in zip(self.vcpus, seen, now, strict=True):
             if before == count:
                 vcpu.kick()
-        return now
 
-    def _join(self) -> None:
-        for thread in self.threads:
-            if thread.ident is None:
-                continue
-            deadline = time.monotonic() + JOIN_SECONDS
-            while thread.is_alive() and time.monotonic() < deadline:
-                thread.vcpu.kick()
-                thread.join(TICK)
-        self._drain(lambda: None)
-        for thread in self.threads:
-            if thread.error is not None:
-                raise thread.error
+    def _end_run(self) -> None:
+        """Wait for the vCPUs, and leave no kick, timer or write behind."""
+        try:
+            self._wait_until_idle()
+            for vcpu in self.vcpus:
+                vcpu.forget_kick()
+            with self.vm.lock:
+                self.take_writes()
+            for dispatch in self.dispatches:
+                if dispatch.error is not None:
+                    raise dispatch.error
+        finally:
+            self._timer.cancel()
+            self._runner = None
+            self._not_running.set()
+            if self._close_later:
+                self.close()
 
-    @property
-    def stopping(self) -> bool:
-        """True once a stop reason is known."""
+    def _wait_until_idle(self) -> None:
+        """Run the loop until every vCPU's thread is idle; what a callback raises meanwhile comes out behind it."""
+        deadline = time.monotonic() + JOIN_SECONDS
+        failure: BaseException | None = None
+        while not self._all_idle():
+            try:
+                if not self.events.run(self._all_idle, deadline):
+                    raise self._stuck()
+            except HostError:
+                raise
+            except BaseException as error:
+                failure = failure or error
+        if failure:
+            raise failure
+
+    def _all_idle(self) -> bool:
+        return all(thread.idle for thread in self._threads)
+
+    def _stuck(self) -> HostError:
+        names = [f"{t.name} is in {t.where()}" for t in self._threads if not t.idle]
+        return HostError(
+            f"the machine does not stop: {', '.join(names)}; a device must not block. Its memory stays mapped"
+        )
+
+    def is_stopping(self) -> bool:
+        """Tell whether a stop reason is known."""
         return self.stop_reason is not None
 
     def stop(self, stop: Stop) -> None:
-        """Stop the machine; the first reason counts. Any thread may call it, devices too."""
-        if self.stop_reason is None:
-            self.stop_reason = stop
+        """Stop the machine; the first reason counts. Any thread may call it, devices and signal handlers too.
+
+        When the machine is closed nothing happens.
+        """
+        with self._state_lock:
+            if self._closed:
+                return
+            if self.stop_reason is None:
+                self.stop_reason = stop
+            for vcpu in self.vcpus:
+                vcpu.kick()
+            self.gate.open_for_good()
+            self.events.wake()
+
+    def hold(self, who: str) -> None:
+        """Keep the vCPUs out of the guest until `gate.release(who)`. Any thread may call it; they come out soon."""
+        self.gate.hold(who)
+        if self.stop_reason is not None:
+            self.gate.open_for_good()
         for vcpu in self.vcpus:
             vcpu.kick()
-        os.eventfd_write(self._wake, 1)
 
-    def vcpu_halted(self) -> None:
-        """Note that a vCPU sleeps for good; when all do, the machine stops."""
-        waiting = self.vm.irqchip == "none"
-        if waiting or all(thread.halted for thread in self.threads):
-            self.stop(Stop(StopKind.HALT, "HLT with nothing that could wake the guest"))
+    # Devices
 
     def take_writes(self) -> None:
         """Hand collected writes to their devices; the caller holds the lock."""
@@ -177,14 +247,45 @@ class Machine:
             space.write_many(address, size, data)
 
     def send(self, data: bytes) -> None:
-        """Give bytes to the guest's serial port; what it has no room for waits. Any thread may call it."""
-        with self.vm.lock:
-            self.board.send(data)
+        """Give bytes to the guest's serial port; what it has no room for waits. Any thread may call it, devices too."""
+        self._check_open("sending input")
+        self.board.send(data)
+
+    # The end
+
+    def _check_open(self, what: str) -> None:
+        if self._closed:
+            raise ClosedError(f"{what}: the machine is closed; make a new one")
 
     def close(self) -> None:
-        """Release the VM, the memory and all descriptors; harmless when repeated."""
-        while self._closers:
-            self._closers.pop()()
+        """Stop the guest, wait for its vCPUs, and release everything; harmless when repeated. Any thread may call it.
+
+        A handler, a device or a callback of the running machine only asks for it: `run()` closes when it ends.
+        HostError when a vCPU's thread does not end; memory and VM stay then.
+        """
+        if self._runner == threading.get_ident() or any(thread.is_current for thread in self._threads):
+            self._close_later = True
+            self.stop(Stop(StopKind.QUIT, "the machine was closed"))
+            return
+        self.stop(Stop(StopKind.QUIT, "the machine was closed"))
+        self._not_running.wait(JOIN_SECONDS + 1)  # run() itself gives up after JOIN_SECONDS
+        if not self._all_idle() or not self._not_running.is_set():
+            raise self._stuck()
+        with self._state_lock:
+            already, self._closed = self._closed, True
+        if already:
+            return
+        while self._threads:
+            self._threads.pop().end(JOIN_SECONDS)
+        for device in self.devices.values():
+            device.close()
+        self._release()
+
+    def _release(self) -> None:
+        with self._state_lock:
+            self._closed = True
+            while self._closers:
+                self._closers.pop()()
 
     def __enter__(self) -> Self:
         return self
@@ -192,11 +293,9 @@ class Machine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            import warnings
 
-def _check(cpus: int, irqchip: str) -> None:
-    if not 1 <= cpus <= CPU_LIMIT:
-        raise ConfigError(f"{cpus} vCPUs: choose 1 to {CPU_LIMIT}")
-    if cpus > 1 and irqchip == "none":
-        raise ConfigError(
-            f"{cpus} vCPUs without an interrupt chip: only the first could ever start; use irqchip 'kernel'"
-        )
+            warnings.warn(f"{self!r} was dropped without close()", ResourceWarning, stacklevel=2, source=self)
+            self.close()

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from kvmpy.record import record
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.accel.exits import Exit
+
 
 class StopKind:
     """The kinds of stop. `EXIT`, `POWER_OFF`, `HALT` and `RESET` are the guest's own will; the rest are not."""
@@ -30,12 +34,16 @@ CRASHES = frozenset({StopKind.TRIPLE_FAULT, StopKind.FAIL_ENTRY, StopKind.INTERN
 
 @record
 class Stop:
-    """Why the machine stopped: a StopKind, a line of detail, the guest's own exit code for EXIT, the vCPU concerned."""
+    """Why the machine stopped: a StopKind, a line of detail, the guest's own exit code for EXIT, the vCPU concerned.
+
+    `exit` is the exit that stopped it, if one did. When the machine runs again, what was filled into it is the answer.
+    """
 
     kind: str
     detail: str = ""
     code: int = 0
     vcpu: int = 0
+    exit: Exit | None = None
 
     @property
     def clean(self) -> bool:

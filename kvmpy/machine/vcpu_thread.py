@@ -1,63 +1,69 @@
-"""The run loop: one thread per vCPU."""
+"""The thread of a vCPU. It is kept between runs: making one costs a millisecond."""
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections import deque
+from queue import SimpleQueue
 
-from kvmpy.accel import packed
-from kvmpy.errors import BusError, KvmpyError
-from kvmpy.machine.exit_handlers import LEAVE, ExitHandlers
-from kvmpy.machine.stop import Stop, StopKind
+from kvmpy.errors import HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from kvmpy.accel.base import Vcpu
-    from kvmpy.machine.machine import Machine
+    from collections.abc import Callable
 
-RECENT_EXITS = 32
+    Job = Callable[[], None]
 
 
-class VcpuThread(threading.Thread):
-    """Runs one vCPU until the machine stops. `recent` holds its last packed exits, for the post-mortem."""
+class VcpuThread:
+    """Does one job after another. It knows of a machine only while it has a job, so that a dropped machine can go."""
 
-    def __init__(self, machine: Machine, vcpu: Vcpu, limit: int | None) -> None:
-        super().__init__(name=f"vcpu{vcpu.id}", daemon=True)
-        self.machine = machine
-        self.vcpu = vcpu
-        self.limit = sys.maxsize if limit is None else limit
-        self.handlers = ExitHandlers(machine, vcpu)
-        self.recent: deque[int] = deque(maxlen=RECENT_EXITS)
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        """Enter the guest again and again; what a device raises stops the machine, not just the thread."""
+    def __init__(self, vcpu_id: int) -> None:
+        self.idle = True
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self.name = f"vcpu{vcpu_id}"
+        self._thread = threading.Thread(target=_work, args=(self._jobs,), name=self.name, daemon=True)
         try:
-            with self.machine.vm.lock:
-                self._loop()
-        except BusError as error:
-            self._report(StopKind.UNCLAIMED, str(error))
-        except KvmpyError as error:
-            self._report(StopKind.HOST_ERROR, str(error))
-        except BaseException as error:
-            self.error = error
-            self._report(StopKind.HOST_ERROR, f"{type(error).__name__}: {error}")
+            self._thread.start()
+        except RuntimeError:
+            raise HostError(
+                f"vCPU {vcpu_id}: the host gives no thread to run it; raise the limits of this process (ulimit -u)"
+            ) from None
 
-    def _loop(self) -> None:
-        # After an exit every branch is mispredicted: here each bytecode costs some 10 ns, each call some 100.
-        note, handlers, key_mask, value_shift = self.recent.append, self.handlers, packed.KEY_MASK, packed.VALUE_SHIFT
-        leave = LEAVE
-        for code in self.vcpu.exits(self.limit):
-            note(code)
-            if handlers[code & key_mask](code >> value_shift) is leave:
-                return
-        self._report(StopKind.EXIT_LIMIT, f"{self.limit} exits were allowed; raise --max-exits to go on")
+    def start(self, job: Job, finished: Callable[[], None]) -> None:
+        """Give the idle thread a job, which must not raise; `finished` is called behind it, in the thread."""
+        self.idle = False
+
+        def work() -> None:
+            try:
+                job()
+            finally:
+                self.idle = True
+                finished()
+
+        self._jobs.put(work)
 
     @property
-    def halted(self) -> bool:
-        """True while the vCPU sleeps for good."""
-        return self.handlers.halted
+    def is_current(self) -> bool:
+        """True in the thread itself."""
+        return self._thread is threading.current_thread()
 
-    def _report(self, kind: str, detail: str) -> None:
-        self.machine.stop(Stop(kind, detail, vcpu=self.vcpu.id))
+    def where(self) -> str:
+        """Return in which function the thread is, and where that stands."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        if frame is None:
+            return "nowhere"
+        code = frame.f_code
+        return f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})"
+
+    def end(self, seconds: float) -> bool:
+        """Let the thread end behind its job; return whether it did in time."""
+        self._jobs.put(None)
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+
+def _work(jobs: SimpleQueue[Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job()
+        del job

@@ -60,7 +60,7 @@ def test_a_line_of_the_kernel_s_irqchip_interrupts(guests: Guests) -> None:
         f"mov al, {value}\nout {port}, al"
         for port, value in [(0x20, 0x11), (0x21, 0x50), (0x21, 4), (0x21, 1), (0x21, 0xF7)]
     )
-    bed = guests.load(64, source + "\nout 0xf0, al\nsti\nhlt\nhlt", irqchip="kernel")
+    bed = guests.load(64, source + "\nout 0xf0, al\nsti\nhlt\nhlt", chips=True)
     exit = bed.go()
     assert isinstance(exit, IoOut)
     assert exit.port == 0xF0

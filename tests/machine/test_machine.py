@@ -26,7 +26,7 @@ def boot(
     """Run 16-bit (or other) source in a machine; return the stop reason, the output, and the closed machine."""
     output = bytearray()
     bits = {"real": 16, "protected": 32, "long": 64}[mode]
-    run = {name: options.pop(name) for name in ("max_exits", "watch") if name in options}
+    run = {name: options.pop(name) for name in ("max_exits",) if name in options}
     with Machine(accelerator, memory=MEMORY * 4, output=output.extend, **options) as machine:  # type: ignore[arg-type]
         code = assemble(source, bits=bits, origin=0x7C00 if bits == 16 else 0x100000).code
         machine.load(plan_flat("test", code, Sidecar(mode=mode), memory=machine.memory.size))

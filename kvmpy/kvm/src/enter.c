@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 int64_t kvmpy_ioctl(int fd, unsigned long request, void *argument)
@@ -23,30 +24,57 @@ int64_t kvmpy_ioctl_value(int fd, unsigned long request, unsigned long argument)
     return result < 0 ? -errno : result;
 }
 
+/* Return 0 when the mutex was taken within so many nanoseconds. */
+int kvmpy_lock_within(pthread_mutex_t *mutex, int64_t nanoseconds)
+{
+    struct timespec end;
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_sec += (end.tv_nsec + nanoseconds) / 1000000000;
+    end.tv_nsec = (end.tv_nsec + nanoseconds) % 1000000000;
+    return pthread_mutex_timedlock(mutex, &end);
+}
+
+static uint64_t signals; /* kick signals that were taken, by all threads together */
+
 /* The kick signal only has to interrupt KVM_RUN; the handler runs no Python. */
-static void ignore(int signo)
+static void count(int signo)
 {
     (void)signo;
+    __atomic_fetch_add(&signals, 1, __ATOMIC_RELAXED);
+}
+
+uint64_t kvmpy_kick_signals(void)
+{
+    return __atomic_load_n(&signals, __ATOMIC_RELAXED);
 }
 
 int kvmpy_install_kick_handler(void)
 {
-    struct sigaction action = {.sa_handler = ignore}; /* no SA_RESTART: KVM_RUN must return EINTR */
+    struct sigaction action = {.sa_handler = count}; /* no SA_RESTART: KVM_RUN must return EINTR */
     return sigaction(SIGRTMIN, &action, NULL) < 0 ? -errno : 0;
 }
 
 /*
  * immediate_exit covers the window before KVM_RUN sleeps, the signal a guest that is already running
- * (Documentation/virt/kvm/api.rst, 5). A thread that has left the guest meanwhile takes the signal for nothing.
+ * (Documentation/virt/kvm/api.rst, 5). A thread that has left the guest meanwhile takes the signal for nothing. While a
+ * kick is under way no other is sent: real-time signals queue.
  */
 void kvmpy_kick(struct kvmpy_vcpu *vcpu)
 {
-    if (!vcpu->run)
+    if (!vcpu->run || __atomic_exchange_n(&vcpu->kicked, 1, __ATOMIC_SEQ_CST))
         return;
     __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
     int thread = __atomic_load_n(&vcpu->thread, __ATOMIC_SEQ_CST);
     if (thread)
         syscall(SYS_tgkill, getpid(), thread, SIGRTMIN);
+}
+
+/* In this order: a kick that falls between the two finds `kicked` set, and the caller is out of the guest anyway. */
+void kvmpy_forget_kick(struct kvmpy_vcpu *vcpu)
+{
+    if (vcpu->run)
+        __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&vcpu->kicked, 0, __ATOMIC_SEQ_CST);
 }
 
 /* Once set, `thread` stays: a kick between two entries then costs that thread one EINTR at most, and no entry a fence. */
@@ -105,11 +133,23 @@ static uint64_t pack_mmio(struct kvmpy_vcpu *vcpu)
     return KVM_EXIT_MMIO | run->mmio.len << 8;
 }
 
+/*
+ * KVM_RUN answers EAGAIN when an application processor that waited for its INIT or SIPI has got it, and also when KVM
+ * could not make its worker thread. Only a vCPU that may have waited is believed, and a second time only if it still does.
+ */
+static int woke_up(struct kvmpy_vcpu *vcpu)
+{
+    struct kvm_mp_state state;
+    int may_have_waited = vcpu->may_wait;
+    vcpu->may_wait = ioctl(vcpu->fd, KVM_GET_MP_STATE, &state) == 0 && state.mp_state == KVM_MP_STATE_UNINITIALIZED;
+    return may_have_waited;
+}
+
 static uint64_t pack(struct kvmpy_vcpu *vcpu, int failed)
 {
     struct kvm_run *run = vcpu->run;
-    if (failed == EINTR || failed == EAGAIN) { /* EAGAIN: an application processor woke up for its SIPI */
-        __atomic_store_n(&run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+    if (failed == EINTR || (failed == EAGAIN && woke_up(vcpu))) {
+        kvmpy_forget_kick(vcpu);
         return KVM_EXIT_INTR;
     }
     if (failed)
@@ -128,32 +168,42 @@ static uint64_t pack(struct kvmpy_vcpu *vcpu, int failed)
     return run->exit_reason;
 }
 
+/*
+ * The lock is dropped here and not in Python: after an exit the branch predictors are cold, and a lock of Python's costs
+ * 0.8 us. `recent` is kept here for the same reason.
+ */
 uint64_t kvmpy_enter(struct kvmpy_vcpu *vcpu)
 {
+    pthread_mutex_t *lock = vcpu->lock;
+    if (vcpu->attention)
+        return KVMPY_ATTENTION;
+    if (lock)
+        pthread_mutex_unlock(lock);
     uint64_t exit = pack(vcpu, run(vcpu));
     if (vcpu->run && vcpu->ring && __atomic_load_n(&vcpu->ring->last, __ATOMIC_ACQUIRE) != vcpu->ring->first)
         exit |= KVMPY_RING_PENDING;
-    return exit;
-}
-
-/* Here and not in Python: after an exit the branch predictors are cold, and a lock of Python's costs 0.8 us. */
-uint64_t kvmpy_enter_unlocked(struct kvmpy_vcpu *vcpu)
-{
-    pthread_mutex_unlock(vcpu->lock);
-    uint64_t exit = kvmpy_enter(vcpu);
-    pthread_mutex_lock(vcpu->lock);
+    vcpu->recent[vcpu->exits++ % KVMPY_RECENT] = exit;
+    if (lock)
+        pthread_mutex_lock(lock);
     return exit;
 }
 
 /*
  * KVM finishes an instruction that exited only when the guest is entered again. Enter and leave at once, so that
  * the registers are those behind the instruction. A multi-part access may exit anew: the caller sees that exit.
+ * A kick that came before or comes meanwhile is left for the next entry.
  */
 uint64_t kvmpy_complete(struct kvmpy_vcpu *vcpu)
 {
-    if (vcpu->run)
-        __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
-    return pack(vcpu, run(vcpu));
+    if (!vcpu->run)
+        return KVMPY_ERROR | (uint64_t)EBADF << 32;
+    uint8_t *immediate_exit = &vcpu->run->immediate_exit;
+    __atomic_store_n(immediate_exit, 1, __ATOMIC_SEQ_CST);
+    int failed = run(vcpu);
+    __atomic_store_n(immediate_exit, 0, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&vcpu->kicked, __ATOMIC_SEQ_CST))
+        __atomic_store_n(immediate_exit, 1, __ATOMIC_SEQ_CST);
+    return failed == EINTR ? KVM_EXIT_INTR : pack(vcpu, failed);
 }
 
 int kvmpy_pending(struct kvmpy_vcpu *vcpu)
