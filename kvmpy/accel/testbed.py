@@ -59,11 +59,13 @@ class Testbed(Closing):
 
     __test__ = False  # pytest: this is no test class
 
-    def __init__(self, accelerator: Accelerator, bits: int, *, chips: bool = False) -> None:
+    def __init__(
+        self, accelerator: Accelerator, bits: int, *, chips: bool = False, patch_hypercalls: bool = False
+    ) -> None:
         self.bits = bits
         self.memory = GuestMemory(MEMORY)
         try:
-            self.vm = accelerator.create_vm()
+            self.vm = accelerator.create_vm(patch_hypercalls=patch_hypercalls)
         except BaseException:
             self.memory.close()
             raise

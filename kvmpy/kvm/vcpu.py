@@ -29,10 +29,11 @@ def kick_signals() -> int:
 class VcpuFd(Fd):
     """A virtual CPU. Only one thread at a time may call it, except for `kick()`.
 
-    `run` is its `struct kvm_run *`; `handle` the `struct kvmpy_vcpu *` of the C part.
+    `run` is its `struct kvm_run *`; `handle` the `struct kvmpy_vcpu *` of the C part; `waits` tells whether it waits for
+    INIT and SIPI, which end KVM_RUN with EAGAIN.
     """
 
-    def __init__(self, fd: int, vcpu_id: int, mmap_size: int) -> None:
+    def __init__(self, fd: int, vcpu_id: int, mmap_size: int, *, waits: bool) -> None:
         super().__init__(fd, f"vCPU {vcpu_id}")
         self.id = vcpu_id
         try:
@@ -47,7 +48,7 @@ class VcpuFd(Fd):
         self._ring_map: mmap.mmap | None = None
         self._lock: Lock | None = None
         self._run = ffi.cast("struct kvm_run *", self._pages)
-        self.handle = ffi.new("struct kvmpy_vcpu *", {"fd": fd, "run": self._run, "may_wait": 1})
+        self.handle = ffi.new("struct kvmpy_vcpu *", {"fd": fd, "run": self._run, "may_wait": waits})
         lib.kvmpy_install_kick_handler()  # without it the first kick, SIGRTMIN, would end the process
         page = constant("KVM_COALESCED_MMIO_PAGE_OFFSET")
         if mmap_size > page * PAGE_SIZE:

@@ -25,6 +25,7 @@ class VmFd(Fd):
     def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
         super().__init__(fd, "the VM")
         self._vcpu_mmap_size = vcpu_mmap_size
+        self._boot_cpu_id = 0
         self.has_irqchip = False
 
     def capability(self, name: str) -> int:
@@ -38,11 +39,14 @@ class VmFd(Fd):
     def create_vcpu(self, vcpu_id: int = 0) -> VcpuFd:
         """Create the vCPU with this id (its initial APIC id)."""
         fd = self.ioctl_value("KVM_CREATE_VCPU", vcpu_id)
-        return VcpuFd(fd, vcpu_id, self._vcpu_mmap_size)
+        # With chips in the kernel all but the bootstrap processor wait for INIT and SIPI (Intel SDM vol. 3, 9.4.4).
+        waits = self.has_irqchip and vcpu_id != self._boot_cpu_id
+        return VcpuFd(fd, vcpu_id, self._vcpu_mmap_size, waits=waits)
 
     def set_boot_cpu_id(self, vcpu_id: int) -> None:
         """Choose the bootstrap processor, before any vCPU is created."""
         self.ioctl_value("KVM_SET_BOOT_CPU_ID", vcpu_id)
+        self._boot_cpu_id = vcpu_id
 
     # Memory
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from functools import partial
 
 from kvmpy.errors import ClosedError, ConfigError, HostError
@@ -295,7 +296,5 @@ class Machine:
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
-            import warnings
-
             warnings.warn(f"{self!r} was dropped without close()", ResourceWarning, stacklevel=2, source=self)
             self.close()
