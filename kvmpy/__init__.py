@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kvmpy.accel.kvm import KvmAccelerator, open_accelerator
     from kvmpy.accel.testbed import Testbed
     from kvmpy.asm import Assembly, Instruction, assemble, disassemble
+    from kvmpy.boot.flat import plan_code
     from kvmpy.boot.image import bundled_guests, plan_image
     from kvmpy.boot.plan import BootPlan
     from kvmpy.cpu.cpuid import CpuidEntry, CpuidTable
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
     from kvmpy.errors import (
         AssemblyError,
         BusError,
+        ClosedError,
         ConfigError,
+        DeadlineError,
+        HostError,
         ImageError,
         KvmError,
         KvmpyError,
@@ -52,6 +56,7 @@ _HOMES = {
     "kvmpy.accel.kvm": ("KvmAccelerator", "open_accelerator"),
     "kvmpy.accel.testbed": ("Testbed",),
     "kvmpy.asm": ("Assembly", "Instruction", "assemble", "disassemble"),
+    "kvmpy.boot.flat": ("plan_code",),
     "kvmpy.boot.image": ("bundled_guests", "plan_image"),
     "kvmpy.boot.plan": ("BootPlan",),
     "kvmpy.cpu.cpuid": ("CpuidEntry", "CpuidTable"),
@@ -64,7 +69,10 @@ _HOMES = {
     "kvmpy.errors": (
         "AssemblyError",
         "BusError",
+        "ClosedError",
         "ConfigError",
+        "DeadlineError",
+        "HostError",
         "ImageError",
         "KvmError",
         "KvmpyError",

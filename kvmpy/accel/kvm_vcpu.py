@@ -127,6 +127,8 @@ class KvmVcpu(Vcpu):
             code = self.fd.complete()
             if code & packed.REASON_MASK != packed.INTERRUPTED:
                 self._parked = code
+        if not self.fd.pending:
+            self._assign_late()
         self._note_attention()
 
     def _before_entry(self) -> int | None:
@@ -137,7 +139,6 @@ class KvmVcpu(Vcpu):
             if self._late_regs or self._late_sregs:
                 self.complete()
                 code, self._parked = self._parked, None
-                self._assign_late()
         self.fd.attention = False
         return code
 
@@ -148,8 +149,6 @@ class KvmVcpu(Vcpu):
             give()
 
     def _assign_late(self) -> None:
-        if self.fd.pending:
-            return
         if self._late_sregs:
             self._store_sregs(self._late_sregs)
         if self._late_regs:

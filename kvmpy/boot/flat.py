@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvmpy.boot.plan import BootPlan
+from kvmpy.boot.sidecar import Sidecar
 from kvmpy.cpu.modes import flat_gdt, long_mode, protected_mode, real_mode
 from kvmpy.cpu.page_tables import PAGE_2M, PageTables
 from kvmpy.errors import ImageError
@@ -10,7 +11,6 @@ from kvmpy.memory import HOLE_START, PAGE_SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from kvmpy.boot.sidecar import Sidecar
     from kvmpy.cpu.state import CpuState
 
 # Where the image goes when nobody says: a boot sector's address, or the first byte above the first MiB.
@@ -42,6 +42,13 @@ def plan_flat(name: str, image: bytes, sidecar: Sidecar, *, memory: int, append:
     if text:
         state.regs.rsi = (load + len(image)) - state.sregs.ds.base
     return BootPlan(name, sidecar.mode, blobs, state, sidecar.irqchip, sidecar.symbols)
+
+
+def plan_code(
+    code: bytes, *, memory: int, mode: str = "real", load: int | None = None, entry: int | None = None
+) -> BootPlan:
+    """Return the plan for code that is no file: it is loaded and entered as a flat image of that mode."""
+    return plan_flat("code", code, Sidecar(mode=mode, load=load, entry=entry), memory=memory)
 
 
 def _check(name: str, mode: str, load: int, entry: int, content: bytes, memory: int) -> None:

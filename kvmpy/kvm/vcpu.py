@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import mmap
@@ -29,8 +30,8 @@ def kick_signals() -> int:
 class VcpuFd(Fd):
     """A virtual CPU. Only one thread at a time may call it, except for `kick()`.
 
-    `run` is its `struct kvm_run *`; `handle` the `struct kvmpy_vcpu *` of the C part; `waits` tells whether it waits for
-    INIT and SIPI, which end KVM_RUN with EAGAIN.
+    `run` is its `struct kvm_run *`; `handle` the `struct kvmpy_vcpu *` of the C part; `waits` tells whether it waits
+    for INIT and SIPI, which end KVM_RUN with EAGAIN.
     """
 
     def __init__(self, fd: int, vcpu_id: int, mmap_size: int, *, waits: bool) -> None:
@@ -61,7 +62,8 @@ class VcpuFd(Fd):
             self.handle.ring = ffi.NULL
             self._run = None
             ffi.release(self._pages)
-            self._map.close()
+            with contextlib.suppress(BufferError):  # a view that is still in use keeps the mapping alive
+                self._map.close()
             if self._ring_map is not None:
                 self._ring_map.close()
         super().close()

@@ -17,6 +17,11 @@ MMIO_LIMIT = 1 << 52
 UNCLAIMED_LIMIT = 4096
 
 
+def no_number(device: str, value: object) -> ConfigError:
+    """Return the error of a device that answered a read with something else than a number."""
+    return ConfigError(f"{device} answered a read with {value!r}: a device's read() must return an integer")
+
+
 class AddressSpace:
     """One space of addresses, ports or MMIO, with the devices in it. What no device claims reads as all ones."""
 
@@ -78,7 +83,10 @@ class AddressSpace:
         found = self.find(address, size)
         if found:
             device, offset = found
-            return device.read(offset, size) & (1 << 8 * size) - 1
+            value = device.read(offset, size)
+            if not isinstance(value, int):
+                raise no_number(device.name, value)
+            return value & (1 << 8 * size) - 1
         if size > 1 and self._touches(address, size):
             parts = (self.read(address + i, 1) << 8 * i for i in range(size))
             return sum(parts)

@@ -7,6 +7,7 @@ from functools import partial
 
 from kvmpy.accel import exits, packed
 from kvmpy.errors import BusError, ConfigError
+from kvmpy.machine.bus import no_number
 from kvmpy.machine.stop import Stop, StopKind
 
 TYPE_CHECKING = False
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from kvmpy.accel.base import Vcpu
     from kvmpy.accel.exits import Exit
+    from kvmpy.devices.base import Device
+    from kvmpy.machine.bus import AddressSpace
     from kvmpy.machine.machine import Machine
 
     Handler = Callable[[Vcpu, Any], Stop | None]
@@ -292,17 +295,28 @@ class Dispatch(dict[int, "PackedHandler"]):
         if key & packed.OUT:
             handler: PackedHandler = partial(device.write, offset, size)
         else:
-            read, answer, mask = device.read, self.vcpu.answer, (1 << 8 * size) - 1
-            handler = lambda _value: answer(read(offset, size) & mask)  # noqa: E731 - a closure, like the partial above
+            handler = self._reader(device, offset, size)
         return self._keep(key, handler) if found else handler
+
+    def _reader(self, device: Device | AddressSpace, offset: int, size: int) -> PackedHandler:
+        read, answer, mask = device.read, self.vcpu.answer, (1 << 8 * size) - 1
+
+        def handler(_value: int) -> None:
+            value = read(offset, size)
+            try:
+                answer(value & mask)
+            except TypeError:
+                raise no_number(device.name, value) from None
+
+        return handler
 
     def _string(self, key: int, _value: int) -> None:
         ports, port, size = self.machine.bus.ports, packed.port_of(key), packed.size_of(key)
-        data = self.vcpu.io_data()
-        if key & packed.OUT:
-            ports.write_many(port, size, bytes(data))
-        else:
-            data[:] = ports.read_many(port, size, len(data) // size)
+        with self.vcpu.io_data() as data:
+            if key & packed.OUT:
+                ports.write_many(port, size, bytes(data))
+            else:
+                data[:] = ports.read_many(port, size, len(data) // size)
 
     def _mmio(self, key: int) -> PackedHandler:
         mmio, vcpu, size = self.machine.bus.mmio, self.vcpu, packed.size_of(key)
