@@ -5,11 +5,13 @@ RAM leaves a hole below 4 GiB for devices, as on a PC: what does not fit under 3
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+import warnings
 from bisect import bisect_right
 
-from kvmpy.errors import ConfigError, MemoryAccessError
+from kvmpy.errors import ClosedError, ConfigError, HostError, MemoryAccessError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,12 +37,19 @@ class Region:
         self.size = size
         self.readonly = readonly
         self.name = name
-        self.fd = os.memfd_create(f"kvmpy-{name}", os.MFD_CLOEXEC)
+        self.fd = -1
         try:
+            self.fd = os.memfd_create(f"kvmpy-{name}", os.MFD_CLOEXEC)
             os.ftruncate(self.fd, size)
             self.map = mmap.mmap(self.fd, size)
-        except (OSError, ValueError, OverflowError) as error:
-            os.close(self.fd)
+        except OSError as error:
+            self._close_fd()
+            too_many = error.errno == errno.EMFILE
+            advice = "raise the limit of open files (ulimit -n)" if too_many else "ask for less memory"
+            reason = os.strerror(error.errno or 0)
+            raise HostError(f"memory region {name!r} of {size:#x} bytes: {reason}; {advice}") from None
+        except (ValueError, OverflowError) as error:
+            self._close_fd()
             raise ConfigError(f"memory region {name!r} of {size:#x} bytes: {error}; ask for less memory") from None
 
     @property
@@ -52,12 +61,16 @@ class Region:
         """Unmap the memory. A view that is still in use keeps the mapping alive until it is dropped."""
         if self.fd < 0:
             return
-        os.close(self.fd)
-        self.fd = -1
+        self._close_fd()
         try:
             self.map.close()
         except BufferError:
             del self.map
+
+    def _close_fd(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def __repr__(self) -> str:
         return f"<Region {self.name} {self.gpa:#x}-{self.end - 1:#x}{' read-only' if self.readonly else ''}>"
@@ -75,11 +88,16 @@ class GuestMemory:
     def __init__(self, size: int = 0) -> None:
         self.regions: list[Region] = []
         self._starts: list[int] = []
+        self._closed = False
         low = min(size, HOLE_START)
-        if size:
-            self.add(0, low)
-        if size > low:
-            self.add(HOLE_END, size - low, name="ram-high")
+        try:
+            if size:
+                self.add(0, low)
+            if size > low:
+                self.add(HOLE_END, size - low, name="ram-high")
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def size(self) -> int:
@@ -88,6 +106,7 @@ class GuestMemory:
 
     def add(self, gpa: int, size: int, *, readonly: bool = False, name: str = "ram") -> Region:
         """Add a region; ConfigError when it is not page-aligned or overlaps another."""
+        self._check_open(f"adding {size:#x} bytes at {gpa:#x}")
         for other in self.regions:
             if gpa < other.end and other.gpa < gpa + size:
                 raise ConfigError(f"memory region {name!r} at {gpa:#x} overlaps {other!r}")
@@ -99,6 +118,8 @@ class GuestMemory:
 
     def region_at(self, gpa: int, size: int = 1) -> Region:
         """Return the region that holds the whole range; MemoryAccessError when there is none."""
+        if self._closed:
+            self._check_open(f"access to {gpa:#x}+{size:#x}")
         i = bisect_right(self._starts, gpa) - 1
         if i < 0 or size < 0 or gpa + size > self.regions[i].end:
             raise MemoryAccessError(f"guest-physical range {gpa:#x}+{size:#x}: no memory there")
@@ -154,10 +175,20 @@ class GuestMemory:
             size -= count
         return pieces
 
+    def _check_open(self, what: str) -> None:
+        if self._closed:
+            raise ClosedError(f"{what}: the guest's memory is closed; make a new machine")
+
     def close(self) -> None:
         """Release all regions."""
+        self._closed = True
         for region in self.regions:
             region.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warnings.warn(f"{self!r} was dropped without close()", ResourceWarning, stacklevel=2, source=self)
+            self.close()
 
     def __enter__(self) -> Self:
         return self

@@ -89,6 +89,7 @@ class KvmVm(Vm):
 
     def add_memory(self, memory: GuestMemory) -> None:
         """Give each region a memory slot."""
+        self.fd.open_fd("adding memory")
         for region in memory.regions:
             view = ffi.from_buffer(region.map)
             self._views.append(view)

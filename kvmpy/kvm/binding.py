@@ -61,6 +61,7 @@ CAUSES = {
     ("KVM_ENABLE_CAP", errno.EINVAL): "the host does not know this capability or not with these arguments",
     ("KVM_RUN", errno.EAGAIN): "KVM could not make its worker thread; raise the limit of processes (ulimit -u)",
     ("KVM_RUN", errno.EFAULT): "the guest reached memory whose mapping in this process is gone",
+    ("", errno.EMFILE): "this process has too many open files; raise its limit (ulimit -n)",
     ("", errno.EPERM): "the caller may not do this; check the permissions of /dev/kvm",
     ("", errno.ENOTTY): "this kernel does not know the call; see 'kvmpy info'",
     ("", errno.EINVAL): "an argument is out of its range",

@@ -6,9 +6,8 @@ import contextlib
 import errno
 import itertools
 import mmap
-import os
 
-from kvmpy.errors import KvmError, KvmpyError
+from kvmpy.errors import KvmpyError
 from kvmpy.kvm.binding import PAGE_SIZE, CData, Fd, constant, ffi, ioctl_error, lib, to_bytes
 from kvmpy.kvm.device import access_attribute, has_attribute
 from kvmpy.kvm.query import get_cpuid, get_msrs
@@ -41,10 +40,7 @@ class VcpuFd(Fd):
             self._map = mmap.mmap(fd, mmap_size)
         except OSError as error:
             self.close()
-            raise KvmError(
-                f"mmap of {self.target}: {os.strerror(error.errno or 0)}; the host is out of memory or of mappings",
-                "mmap", self.target, error.errno or 0,
-            ) from None  # fmt: skip
+            raise ioctl_error("mmap", self.target, error.errno or 0) from None
         self._pages = ffi.from_buffer(self._map)
         self._ring_map: mmap.mmap | None = None
         self._lock: Lock | None = None

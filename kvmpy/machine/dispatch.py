@@ -205,13 +205,15 @@ class Dispatch(dict[int, "PackedHandler"]):
     def _loop(self, limit: int) -> None:
         # After an exit every branch is mispredicted: here each bytecode costs some 10 ns, each call some 100.
         handlers, key_mask, value_shift, leave = self, packed.KEY_MASK, packed.VALUE_SHIFT, LEAVE
-        left = limit
+        left = 0 if self._go_on() is LEAVE else limit
         while left:
             self._uncounted = 0
             for code in self.vcpu.exits(left):
                 if handlers[code & key_mask](code >> value_shift) is leave:
                     return
             left = self._uncounted
+        if self.machine.stop_reason:
+            return
         detail = f"{limit} exits were allowed; raise --max-exits to go on"
         self._stop(Stop(StopKind.EXIT_LIMIT, detail, vcpu=self.vcpu.id))
 

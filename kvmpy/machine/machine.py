@@ -12,6 +12,7 @@ from kvmpy.machine.board import Board
 from kvmpy.machine.bus import Bus
 from kvmpy.machine.chips import Sleepers, choose_chips
 from kvmpy.machine.dispatch import Dispatch, Handlers, OwnHandlers
+from kvmpy.machine.eventfds import Eventfds
 from kvmpy.machine.events import Events, Gate, Timer
 from kvmpy.machine.stop import Stop, StopKind
 from kvmpy.machine.vcpu_thread import VcpuThread
@@ -82,6 +83,8 @@ class Machine:
                 )
             self.events = Events(self.vm.lock)
             self._closers.append(self.events.close)
+            self.eventfds = Eventfds(self.vm, self.chips, self.events)
+            self._closers.append(self.eventfds.close)
             self.gate = Gate()
             self._closers.append(self.gate.close)
             self.sleepers = Sleepers(cpus, self.hold, self.gate.release)

@@ -1,0 +1,217 @@
+"""Interrupt chips, and who sleeps for good."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+from machines import load, loaded, on_second_cpu
+
+from kvmpy.accel.base import Accelerator
+from kvmpy.boot.image import plan_image
+from kvmpy.errors import ConfigError
+from kvmpy.kvm.vcpu import kick_signals
+from kvmpy.machine.chips import Sleepers
+from kvmpy.machine.machine import TICK, Machine
+from kvmpy.machine.stop import Stop, StopKind
+
+PROMPT = b"\n> "
+GUEST_MEMORY = 64 << 20
+
+
+def test_a_second_cpu_that_runs_keeps_a_machine_alive_whose_first_sleeps(accelerator: Accelerator) -> None:
+    """The second was asleep once: before its SIPI. It runs without exits until the host lets it go on."""
+    first = "wait: cmp byte ptr [0x9000], 0x5a\njne wait\nout 0x91, al\ncli\nhlt"
+    second = "mov byte ptr [0x9000], 0x5a\nspin: cmp byte ptr [0x9001], 1\njne spin\nmov al, 7\nout 0xf4, al"
+    with loaded(accelerator, on_second_cpu(first, second), mode="protected", cpus=2, irqchip="kernel") as machine:
+
+        def let_go() -> None:
+            machine.memory.write(0x9001, b"\1")
+
+        machine.events.call_at(time.monotonic() + 10 * TICK, let_go)
+        stop = machine.run(timeout=20)
+    assert (stop.kind, stop.code) == (StopKind.EXIT, 7)
+
+
+def test_a_machine_halts_when_the_second_cpu_sleeps_too(accelerator: Accelerator) -> None:
+    first = "wait: cmp byte ptr [0x9000], 0x5a\njne wait\ncli\nhlt"
+    second = "mov byte ptr [0x9000], 0x5a\ncli\nhlt"
+    with loaded(accelerator, on_second_cpu(first, second), mode="protected", cpus=2, irqchip="kernel") as machine:
+        assert machine.run(timeout=20).kind == StopKind.HALT
+
+
+# The count of sleepers, alone
+
+
+class Held:
+    """Notes who holds."""
+
+    def __init__(self) -> None:
+        self.holds: list[str] = []
+        self.sleepers = Sleepers(3, self.holds.append, lambda who: self.holds.remove(who))
+
+
+def test_one_answer_each_is_not_enough() -> None:
+    held = Held()
+    assert not any(held.sleepers.report(cpu, asleep=True) for cpu in range(3))
+    assert held.holds  # the third answer holds them for the count
+    assert not held.sleepers.report(0, asleep=True)
+    assert held.sleepers.report(1, asleep=True)
+
+
+def test_who_woke_up_meanwhile_ends_the_count() -> None:
+    held = Held()
+    for cpu in range(3):
+        held.sleepers.report(cpu, asleep=True)
+    assert not held.sleepers.report(0, asleep=False)
+    assert not held.holds
+    assert not held.sleepers.report(1, asleep=True)
+    assert not held.holds  # the first has not said again that it sleeps
+
+
+def test_a_single_cpu_needs_no_count() -> None:
+    holds: list[str] = []
+    assert Sleepers(1, holds.append, holds.remove).report(0, asleep=True)
+    assert not holds
+
+
+# Kicks and wake-ups
+
+
+def until_prompt(machine: Machine, line: bytes) -> bool:
+    """Run until the monitor asks for a command; send `line` first. False when it did not in time."""
+    seen = bytearray()
+
+    def output(data: bytes) -> None:
+        seen.extend(data)
+        if PROMPT in seen:
+            machine.stop(Stop(StopKind.QUIT, "prompt"))
+
+    machine.output = output
+    if line:
+        machine.send(line)
+    return machine.run(timeout=10).detail == "prompt"
+
+
+def test_a_guest_that_runs_again_and_again_does_not_stall(accelerator: Accelerator) -> None:
+    """The flag that `stop()` raises must be down for the next run: else the loop spins and kicks for ever."""
+    for _ in range(3):
+        with Machine(accelerator, memory=GUEST_MEMORY) as machine:
+            machine.load(plan_image("guest.bin", memory=GUEST_MEMORY))
+            assert all(until_prompt(machine, line) for line in (b"", b"ps\n", b"trap 13\n", b"mem\n", b"ticks\n"))
+
+
+def test_nothing_spins_while_the_guest_idles(accelerator: Accelerator) -> None:
+    """In a second of an idle guest.bin, run anew several times, the loop wakes up for its ticks and not much more."""
+    seconds, runs = 0.2, 5
+    with Machine(accelerator, memory=GUEST_MEMORY) as machine:
+        machine.load(plan_image("guest.bin", memory=GUEST_MEMORY))
+        assert until_prompt(machine, b"")
+        machine.output = lambda _data: None
+        wakeups, signals, entries = machine.events.wakeups, kick_signals(), machine.vcpus[0].entries
+        for _ in range(runs):
+            assert machine.run(timeout=seconds).kind == StopKind.TIMEOUT
+        ticks = seconds / TICK + 10  # the first ticks come faster
+        assert machine.events.wakeups - wakeups <= 3 * runs * ticks
+        assert kick_signals() - signals <= 2 * runs * ticks
+        assert machine.vcpus[0].entries - entries <= 3 * runs * ticks
+
+
+# Eventfds
+
+
+def test_a_write_can_signal_instead_of_exiting(accelerator: Accelerator) -> None:
+    source = (
+        "mov dx, 0x520\nmov al, 5\nout dx, al\nmov al, 6\nout dx, al\nagain: cmp byte ptr [0x9000], 1\njne again\nhlt"
+    )
+    with loaded(accelerator, source) as machine:
+        rung: list[int] = []
+
+        def ring() -> None:
+            rung.append(machine.vcpus[0].entries)
+            machine.memory.write(0x9000, b"\1")
+
+        if not machine.eventfds.on_write(0x520, 1, ring, port=True, match=6):
+            pytest.skip("the accelerator has no ioeventfd")
+        assert machine.run(timeout=10).kind == StopKind.HALT
+        assert machine.bus.ports.unclaimed == {("write", 0x520, 1): 1}  # the 5 did not match, and exited
+    assert len(rung) == 1
+
+
+IRQ3_TO_VECTOR_0X0B = """
+        xor ax, ax
+        mov ss, ax
+        mov word ptr [0x2c], arrived        ; vector 8 + 3 of the real-mode table
+        mov word ptr [0x2e], ax
+        mov al, 0x11
+        out 0x20, al
+        mov al, 8
+        out 0x21, al
+        mov al, 4
+        out 0x21, al
+        mov al, 1
+        out 0x21, al
+        mov al, 0xf7
+        out 0x21, al
+        out 0x91, al
+    wait: sti
+        hlt
+        jmp wait
+    arrived: mov al, 0x2a
+        out 0xf4, al
+"""
+
+
+def test_an_eventfd_interrupts_from_any_thread(accelerator: Accelerator) -> None:
+    with loaded(accelerator, IRQ3_TO_VECTOR_0X0B, irqchip="kernel") as machine:
+        fd = machine.eventfds.interrupt(3)
+        assert machine.run(max_exits=1, timeout=10).kind == StopKind.EXIT_LIMIT
+        signaller = threading.Thread(target=os.eventfd_write, args=(fd, 1))
+        signaller.start()
+        stop = machine.run(timeout=10)
+        signaller.join()
+    assert (stop.kind, stop.code) == (StopKind.EXIT, 0x2A)
+
+
+def test_a_timer_of_a_device_interrupts(accelerator: Accelerator) -> None:
+    with loaded(accelerator, IRQ3_TO_VECTOR_0X0B, irqchip="kernel") as machine:
+
+        def alarm() -> None:
+            machine.chips.set_line(3, 1)
+            machine.chips.set_line(3, 0)
+
+        machine.events.call_at(time.monotonic() + 0.05, alarm)
+        assert machine.run(timeout=10).code == 0x2A
+
+
+def test_memory_comes_before_the_chips(accelerator: Accelerator) -> None:
+    """A slot made after the in-kernel chips costs milliseconds; so the order of the calls is kept by the machine."""
+    order: list[str] = []
+
+    class Watched:
+        """The accelerator, with the calls on its VMs noted."""
+
+        def create_vm(self, **options: bool) -> object:
+            vm = accelerator.create_vm(**options)
+            for name in ("add_memory", "create_chips", "create_vcpu"):
+                setattr(vm, name, self._noted(name, getattr(vm, name)))
+            return vm
+
+        def _noted(self, name, call):  # type: ignore[no-untyped-def]
+            def noted(*arguments: object, **options: object) -> object:
+                order.append(name)
+                return call(*arguments, **options)
+
+            return noted
+
+    with Machine(Watched(), memory=1 << 20) as machine:  # type: ignore[arg-type]
+        load(machine, "cli\nhlt")
+    assert order == ["add_memory", "create_chips", "create_vcpu"]
+
+
+@pytest.mark.parametrize("name", ["both", "", "KERNEL"])
+def test_chips_that_there_are_not(accelerator: Accelerator, name: str) -> None:
+    with pytest.raises(ConfigError, match="choose one of kernel, none"):
+        Machine(accelerator, memory=1 << 20, irqchip=name)
