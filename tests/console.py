@@ -16,8 +16,8 @@ KVMPY = (sys.executable, "-m", "kvmpy")
 class Console:
     """Use as a context manager: the child is gone afterwards."""
 
-    def __init__(self, *command: str) -> None:
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    def __init__(self, *command: str, stdin: int = subprocess.PIPE) -> None:
+        self.process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.output = b""
 
     def send(self, text: str) -> None:
@@ -57,11 +57,20 @@ class Console:
         if self.process.poll() is None:
             self.process.kill()
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
-            assert stream
-            stream.close()
+            if stream:
+                stream.close()
         self.process.wait()
 
 
 def kvmpy(*arguments: str, input: bytes = b"", **options: object) -> subprocess.CompletedProcess[bytes]:
     """Run the command line to its end."""
     return subprocess.run([*KVMPY, *arguments], input=input, capture_output=True, timeout=DEADLINE, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def one_line(errors: bytes) -> str:
+    """Return standard error, which must be one clear line."""
+    text = errors.decode()
+    assert text.startswith("kvmpy: ")
+    assert text.count("\n") == 1
+    assert "Traceback" not in text
+    return text

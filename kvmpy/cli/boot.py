@@ -214,7 +214,8 @@ class Signals:
         self._before: list[tuple[int, object]] = []
 
     def __enter__(self) -> Self:
-        self._before = [(number, signal.signal(number, self._caught)) for number in self.CAUGHT]
+        wanted = [number for number in self.CAUGHT if signal.getsignal(number) != signal.SIG_IGN]  # nohup(1) means it
+        self._before = [(number, signal.signal(number, self._caught)) for number in wanted]
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,38 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from console import DEADLINE, KVMPY, Console, kvmpy
-
-from kvmpy.asm import assemble
+from console import DEADLINE, kvmpy, one_line
 
 pytestmark = pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm")
 IRQCHIP = ("--irqchip", "none")  # a VM without chips is gone sooner
-
-
-@pytest.fixture
-def image(tmp_path: Path):  # type: ignore[no-untyped-def]
-    """Return a function that assembles a source into an image file."""
-
-    def make(source: str, *, bits: int = 16, origin: int = 0x7C00) -> str:
-        path = tmp_path / "test.img"
-        path.write_bytes(assemble(source, bits=bits, origin=origin).code)
-        return str(path)
-
-    return make
-
-
-def one_line(errors: bytes) -> str:
-    text = errors.decode()
-    assert text.startswith("kvmpy: ")
-    assert text.count("\n") == 1
-    assert "Traceback" not in text
-    return text
 
 
 @pytest.mark.parametrize(("code", "expected"), [(0, 0), (7, 7), (255, 255)])
@@ -265,75 +242,3 @@ def test_no_permission() -> None:
     done = in_namespace(f"mount -t tmpfs none /dev; {node}; exec setpriv {limits} {BOOT_HELLO}")
     assert done.returncode == 69
     assert "permission denied" in one_line(done.stderr).lower()
-
-
-# Output and signals
-
-
-def test_stdout_closed_at_once(image) -> None:  # type: ignore[no-untyped-def]
-    path = image("again: mov al, 'x'\nout 0xe9, al\njmp again")
-    read, write = os.pipe()
-    os.close(read)
-    done = subprocess.run(
-        [*KVMPY, "boot", path, *IRQCHIP],
-        stdout=write,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        timeout=DEADLINE,
-    )
-    os.close(write)
-    assert done.returncode == 74
-    one_line(done.stderr)
-
-
-def test_stdout_not_open(image) -> None:  # type: ignore[no-untyped-def]
-    command = " ".join([*KVMPY, "boot", image("mov al, 'x'\nout 0xe9, al\nhlt"), *IRQCHIP])
-    done = subprocess.run(
-        ["sh", "-c", f"{command} >&-"], capture_output=True, timeout=DEADLINE, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == 74
-    assert b"Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
-def test_other_descriptors_not_open(closed: str) -> None:
-    command = " ".join([*KVMPY, "boot", "hello.bin"])
-    done = subprocess.run(
-        ["sh", "-c", f"{command} {closed}"], capture_output=True, timeout=DEADLINE, stdin=subprocess.DEVNULL
-    )
-    assert (done.stdout, done.returncode) == (b"Hello from real mode\n", 0)
-
-
-def test_a_flood_into_a_slow_reader_ends_in_time(image) -> None:  # type: ignore[no-untyped-def]
-    path = image("again: mov al, 'x'\nout 0xe9, al\njmp again")
-    with Console(*KVMPY, "boot", path, *IRQCHIP, "--timeout", "0.5") as console:
-        code = console.process.wait(DEADLINE)  # nobody reads: the pipe is full
-        assert code == 124
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-@pytest.mark.parametrize("source", ["again: jmp again", "again: mov al, 'x'\nout 0xe9, al\njmp again"])
-def test_signals_while_the_guest_runs(image, number: signal.Signals, code: int, source: str) -> None:  # type: ignore[no-untyped-def]
-    path = image("mov al, '!'\nout 0xe9, al\nmov al, 10\nout 0xe9, al\n" + source)
-    with Console(*KVMPY, "boot", path, *IRQCHIP) as console:
-        console.read_until("!")
-        console.process.send_signal(number)
-
-        while console._read_some(DEADLINE):
-            pass
-        assert console.process.wait(DEADLINE) == code
-        assert b"Traceback" not in console.process.stderr.read()
-
-
-def test_signals_at_any_time_of_the_start() -> None:
-    """SIGTERM after different delays: before main, while importing, while making the VM, while running."""
-    for i in range(30):
-        with Console(*KVMPY, "boot", "guest.bin") as console:
-            try:
-                console.process.wait(0.004 * i + 0.001)
-            except subprocess.TimeoutExpired:
-                console.process.terminate()
-            code = console.process.wait(DEADLINE)
-            assert code in (143, -signal.SIGTERM), i
-            errors = console.process.stderr.read()
-            assert code == -signal.SIGTERM or b"Traceback" not in errors, errors
