@@ -32,8 +32,14 @@ else:
         body = {k: v for k, v in cls.__dict__.items() if k not in (*names, "__dict__", "__weakref__")}
         body.update(__slots__=names, __match_args__=inherited + names, _record_defaults=defaults)
         body.setdefault("__repr__", _repr)
-        body.update(__init__=_make_init(inherited + names, defaults), __eq__=_eq, __hash__=None)
+        body.update(__init__=_init_at_first_use, __eq__=_eq, __hash__=None)
         return type(cls)(cls.__name__, cls.__bases__, body)
+
+    def _init_at_first_use(self, *values, **named):
+        """Compile the class's `__init__` (70 us) when its first record is made: most kinds never are."""
+        cls = type(self)
+        cls.__init__ = _make_init(cls.__match_args__, cls._record_defaults)
+        cls.__init__(self, *values, **named)
 
     def _make_init(fields, defaults):
         params = ", ".join(f"{n}=_d[{n!r}]" if n in defaults else n for n in fields)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy, deepcopy
-
 from kvmpy.accel import packed
 from kvmpy.accel.base import Vcpu
 from kvmpy.accel.kvm_state import (
@@ -19,6 +17,7 @@ from kvmpy.accel.kvm_state import (
 from kvmpy.cpu.state import CpuState, MpState, Registers, SystemRegisters
 from kvmpy.errors import ConfigError
 from kvmpy.kvm.binding import CData, constant, ffi
+from kvmpy.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -212,13 +211,13 @@ class KvmVcpu(Vcpu):
     @property
     def regs(self) -> Registers:
         """The general registers."""
-        return copy(self._late_regs) if self._late_regs else load_regs(self._page().regs)
+        return replace(self._late_regs) if self._late_regs else load_regs(self._page().regs)
 
     @regs.setter
     def regs(self, regs: Registers) -> None:
         self.complete()
         if self.fd.pending:
-            self._late_regs = copy(regs)
+            self._late_regs = replace(regs)
             self._note_attention()
         else:
             self._store_regs(regs)
@@ -230,13 +229,13 @@ class KvmVcpu(Vcpu):
     @property
     def sregs(self) -> SystemRegisters:
         """The system registers."""
-        return deepcopy(self._late_sregs) if self._late_sregs else load_sregs(self._page().sregs)
+        return _copy(self._late_sregs) if self._late_sregs else load_sregs(self._page().sregs)
 
     @sregs.setter
     def sregs(self, sregs: SystemRegisters) -> None:
         self.complete()
         if self.fd.pending:
-            self._late_sregs = deepcopy(sregs)
+            self._late_sregs = _copy(sregs)
             self._note_attention()
         else:
             self._store_sregs(sregs)
@@ -434,6 +433,12 @@ class KvmVcpu(Vcpu):
     def close(self) -> None:
         """Close the vCPU."""
         self.fd.close()
+
+
+def _copy(sregs: SystemRegisters) -> SystemRegisters:
+    from copy import deepcopy  # here, for it is seldom needed and slow to import
+
+    return deepcopy(sregs)
 
 
 def _with_x87_sse(area: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -63,8 +64,16 @@ def help_text() -> str:
 
 
 def command_module(name: str) -> ModuleType:
-    """Import the file of a command: it has `parser()` and `run(options)`."""
-    return importlib.import_module(f"kvmpy.cli.{name}")
+    """Import the file of a command: it has `parser()` and `run(options)`.
+
+    Imports make no garbage, and what they make stays: the collector need not look, now or at the end (2 ms of 25).
+    """
+    gc.disable()
+    try:
+        return importlib.import_module(f"kvmpy.cli.{name}")
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _run(command: ModuleType, arguments: Sequence[str]) -> int:

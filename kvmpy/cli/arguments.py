@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
@@ -13,9 +14,18 @@ def command_parser(name: str, description: str, epilog: str) -> argparse.Argumen
         prog=f"kvmpy {name}",
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_formatter,
         allow_abbrev=False,
     )
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """Find the terminal's width here: argparse would import shutil for it, and all that unpacks archives."""
+    try:
+        width = int(os.environ.get("COLUMNS", "")) or os.get_terminal_size().columns
+    except (ValueError, OSError):
+        width = 80
+    return argparse.RawDescriptionHelpFormatter(prog, width=max(width, 40) - 2)
 
 
 def address(text: str) -> int:

@@ -167,10 +167,10 @@ def halt(vcpu: Vcpu, exit: Exit | None = None) -> Stop:
     return Stop(StopKind.HALT, "HLT with nothing that could wake the guest", vcpu=vcpu.id, exit=exit)
 
 
-class Dispatch(dict[int, "PackedHandler"]):
-    """Serves one vCPU: maps the low half of a packed exit to what serves it, given the high half.
+class Dispatch(dict[int, "Callable[[], object]"]):
+    """Serves one vCPU: maps a packed exit, with the value written in it, to a call that serves it.
 
-    Such a handler returns LEAVE when the vCPU shall not enter the guest again. What was found once is kept, so that the
+    The call returns LEAVE when the vCPU shall not enter the guest again. What was found once is kept, so that the
     second access to a port costs a single look-up; `clear()` it when handlers or devices change.
     """
 
@@ -179,7 +179,13 @@ class Dispatch(dict[int, "PackedHandler"]):
         self.machine = machine
         self.vcpu = vcpu
         self.error: BaseException | None = None
+        self._by_key: dict[int, PackedHandler] = {}  # the low half of an exit: all but the value
         self._uncounted = 0  # entries that ended by a kick: they are no exits
+
+    def clear(self) -> None:
+        """Forget what was found."""
+        super().clear()
+        self._by_key.clear()
 
     def serve(self, limit: int | None) -> None:
         """Enter the guest again and again, until the machine stops or this vCPU has had `limit` exits.
@@ -204,12 +210,12 @@ class Dispatch(dict[int, "PackedHandler"]):
 
     def _loop(self, limit: int) -> None:
         # After an exit every branch is mispredicted: here each bytecode costs some 10 ns, each call some 100.
-        handlers, key_mask, value_shift, leave = self, packed.KEY_MASK, packed.VALUE_SHIFT, LEAVE
+        handlers, leave = self, LEAVE
         left = 0 if self._go_on() is LEAVE else limit
         while left:
             self._uncounted = 0
             for code in self.vcpu.exits(left):
-                if handlers[code & key_mask](code >> value_shift) is leave:
+                if handlers[code]() is leave:
                     return
             left = self._uncounted
         if self.machine.stop_reason:
@@ -221,28 +227,33 @@ class Dispatch(dict[int, "PackedHandler"]):
         self.machine.stop(stop)
         return LEAVE
 
-    def __missing__(self, key: int) -> PackedHandler:
-        """Find the handler of an exit that has none yet."""
-        if key & packed.WRITES_PENDING:
-            return self._after_pending_writes(key & ~packed.WRITES_PENDING)
+    def __missing__(self, code: int) -> Callable[[], object]:
+        """Find what serves an exit that was not met before."""
+        if code & packed.WRITES_PENDING:
+            return partial(self._after_pending_writes, code & ~packed.WRITES_PENDING)
+        key = code & packed.KEY_MASK
+        handler = self._by_key.get(key) or self._find(key)
+        call = partial(handler, code >> packed.VALUE_SHIFT)
+        if key in self._by_key and (not key & packed.OUT or packed.size_of(key) == 1):
+            self[code] = call  # wider values are too many to keep
+        return call
+
+    def _after_pending_writes(self, code: int) -> object:
+        self.machine.take_writes()
+        return self[code]()
+
+    def _find(self, key: int) -> PackedHandler:
         reason = key & packed.REASON_MASK
-        handler = SPECIAL.get(reason)
-        if handler:
-            return self._keep(key, partial(handler, self, key))
+        special = SPECIAL.get(reason)
+        if special:
+            return self._keep(key, partial(special, self, key))
         kind = kind_of(key)
         if not self.machine.handlers.is_own(kind) or reason not in FAST:
             return self._keep(key, partial(self._typed, kind, key))
         return FAST[reason](self, key)
 
     def _keep(self, key: int, handler: PackedHandler) -> PackedHandler:
-        self[key] = handler
-        return handler
-
-    def _after_pending_writes(self, key: int) -> PackedHandler:
-        def handler(value: int) -> object:
-            self.machine.take_writes()
-            return self[key](value)
-
+        self._by_key[key] = handler
         return handler
 
     def _typed(self, kind: type[Exit], key: int, value: int) -> object:
@@ -279,8 +290,7 @@ class Dispatch(dict[int, "PackedHandler"]):
 
     def _attend(self, _key: int, _value: int) -> object:
         """The vCPU has something to do before it enters: let it, and serve the exit that comes of it."""
-        code = self.vcpu.enter()
-        return self[code & packed.KEY_MASK](code >> packed.VALUE_SHIFT)
+        return self[self.vcpu.enter()]()
 
     def _failed(self, key: int, value: int) -> object:
         error = self.vcpu.run_error(key | value << packed.VALUE_SHIFT)

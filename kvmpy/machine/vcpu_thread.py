@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from queue import SimpleQueue
 
 from kvmpy.errors import HostError
 
@@ -20,7 +19,7 @@ class VcpuThread:
 
     def __init__(self, vcpu_id: int) -> None:
         self.idle = True
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._jobs = Jobs()
         self.name = f"vcpu{vcpu_id}"
         self._thread = threading.Thread(target=_work, args=(self._jobs,), name=self.name, daemon=True)
         try:
@@ -63,7 +62,27 @@ class VcpuThread:
         return not self._thread.is_alive()
 
 
-def _work(jobs: SimpleQueue[Job | None]) -> None:
+class Jobs:
+    """Hands jobs from one thread to another, one at a time; None is the last. (The module `queue` is slow to load.)"""
+
+    def __init__(self) -> None:
+        self._job: Job | None = None
+        self._filled = threading.Lock()
+        self._filled.acquire()
+
+    def put(self, job: Job | None) -> None:
+        """Give the next job; the one before must have been taken."""
+        self._job = job
+        self._filled.release()
+
+    def get(self) -> Job | None:
+        """Wait for a job and take it."""
+        self._filled.acquire()
+        job, self._job = self._job, None
+        return job
+
+
+def _work(jobs: Jobs) -> None:
     while (job := jobs.get()) is not None:
         job()
         del job

@@ -13,6 +13,7 @@ int main(int argc, char **argv)
     static const uint8_t code[] = {0xe6, 0xe9, 0xeb, 0xfc}; /* again: out 0xe9, al; jmp again */
     long count = argc > 1 ? atol(argv[1]) : 20000;
     struct guest g = {.kvm = check(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm")};
+    ask_host(&g);
     set_up(&g, code, sizeof code);
     double start = now();
     for (long i = 0; i < count; i++) {

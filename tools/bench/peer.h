@@ -20,6 +20,7 @@ struct guest {
     uint8_t *memory;
     struct kvm_run *run;
     size_t run_size;
+    struct kvm_cpuid2 *cpuid;
 };
 
 static int check(int result, const char *what)
@@ -36,11 +37,19 @@ static double now(void)
     return t.tv_sec + t.tv_nsec / 1e9;
 }
 
+/* What is asked once, whatever the number of VMs. */
+static void ask_host(struct guest *g)
+{
+    g->cpuid = calloc(1, sizeof *g->cpuid + 128 * sizeof g->cpuid->entries[0]);
+    g->cpuid->nent = 128;
+    check(ioctl(g->kvm, KVM_GET_SUPPORTED_CPUID, g->cpuid), "KVM_GET_SUPPORTED_CPUID");
+    g->run_size = check(ioctl(g->kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "KVM_GET_VCPU_MMAP_SIZE");
+}
+
 static void set_up(struct guest *g, const void *code, size_t size)
 {
     uint64_t identity_map = 0xfffbc000;
     struct kvm_enable_cap quirks = {.cap = KVM_CAP_DISABLE_QUIRKS2, .args = {KVM_X86_QUIRK_FIX_HYPERCALL_INSN}};
-    struct kvm_cpuid2 *cpuid = calloc(1, sizeof *cpuid + 128 * sizeof cpuid->entries[0]);
     struct kvm_sregs sregs;
     struct kvm_regs regs = {.rip = CODE, .rsp = CODE, .rflags = 2};
 
@@ -55,16 +64,12 @@ static void set_up(struct guest *g, const void *code, size_t size)
     check(ioctl(g->vm, KVM_SET_USER_MEMORY_REGION, &slot), "KVM_SET_USER_MEMORY_REGION");
     memcpy(g->memory + CODE, code, size);
     g->vcpu = check(ioctl(g->vm, KVM_CREATE_VCPU, 0), "KVM_CREATE_VCPU");
-    g->run_size = check(ioctl(g->kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "KVM_GET_VCPU_MMAP_SIZE");
     g->run = mmap(NULL, g->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, g->vcpu, 0);
-    cpuid->nent = 128;
-    check(ioctl(g->kvm, KVM_GET_SUPPORTED_CPUID, cpuid), "KVM_GET_SUPPORTED_CPUID");
-    check(ioctl(g->vcpu, KVM_SET_CPUID2, cpuid), "KVM_SET_CPUID2");
+    check(ioctl(g->vcpu, KVM_SET_CPUID2, g->cpuid), "KVM_SET_CPUID2");
     check(ioctl(g->vcpu, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS");
     sregs.cs.base = sregs.cs.selector = 0;
     check(ioctl(g->vcpu, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS");
     check(ioctl(g->vcpu, KVM_SET_REGS, &regs), "KVM_SET_REGS");
-    free(cpuid);
 }
 
 static void tear_down(struct guest *g)

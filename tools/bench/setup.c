@@ -6,6 +6,7 @@ int main(int argc, char **argv)
     static const uint8_t code[] = {0xf4};
     int rounds = argc > 1 ? atoi(argv[1]) : 20;
     struct guest g = {.kvm = check(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm")};
+    ask_host(&g);
     for (int i = 0; i < rounds; i++) {
         double start = now();
         set_up(&g, code, sizeof code);
