@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -16,6 +17,14 @@ from kvmpy.errors import NoAcceleratorError
 
 ACCELERATORS: dict[str, Callable[[], Accelerator]] = {"kvm": KvmAccelerator}
 EXIT_LIMIT = 10_000
+
+
+def pytest_configure() -> None:
+    """Children obey signals, also where this process was started with them ignored (nohup, a shell's background)."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", params=ACCELERATORS)
