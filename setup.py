@@ -41,4 +41,7 @@ class BuildGuests(Command):
 
 build.sub_commands.append(("build_guests", None))
 
-setup(cffi_modules=["kvmpy/kvm/build.py:ffibuilder"], cmdclass={"build_guests": BuildGuests})
+setup(
+    cffi_modules=["kvmpy/kvm/build.py:ffibuilder", "kvmpy/softcpu/build.py:ffibuilder"],
+    cmdclass={"build_guests": BuildGuests},
+)

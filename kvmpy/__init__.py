@@ -17,8 +17,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpy.accel import exits
     from kvmpy.accel.base import Accelerator, Vcpu, Vm
+    from kvmpy.accel.choose import open_accelerator
     from kvmpy.accel.exits import Exit
-    from kvmpy.accel.kvm import KvmAccelerator, open_accelerator
+    from kvmpy.accel.kvm import KvmAccelerator
+    from kvmpy.accel.soft import SoftAccelerator
     from kvmpy.accel.testbed import Testbed
     from kvmpy.asm import Assembly, Instruction, assemble, disassemble
     from kvmpy.boot.flat import plan_code
@@ -53,7 +55,9 @@ _HOMES = {
     "kvmpy.accel": ("exits",),
     "kvmpy.accel.base": ("Accelerator", "Vcpu", "Vm"),
     "kvmpy.accel.exits": ("Exit",),
-    "kvmpy.accel.kvm": ("KvmAccelerator", "open_accelerator"),
+    "kvmpy.accel.choose": ("open_accelerator",),
+    "kvmpy.accel.kvm": ("KvmAccelerator",),
+    "kvmpy.accel.soft": ("SoftAccelerator",),
     "kvmpy.accel.testbed": ("Testbed",),
     "kvmpy.asm": ("Assembly", "Instruction", "assemble", "disassemble"),
     "kvmpy.boot.flat": ("plan_code",),

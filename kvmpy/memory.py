@@ -15,6 +15,7 @@ from kvmpy.errors import ClosedError, ConfigError, HostError, MemoryAccessError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Self
 
     from kvmpy.cpu.state import SystemRegisters
@@ -88,6 +89,7 @@ class GuestMemory:
     def __init__(self, size: int = 0) -> None:
         self.regions: list[Region] = []
         self._starts: list[int] = []
+        self._listeners: list[Callable[[], None]] = []
         self._closed = False
         low = min(size, HOLE_START)
         try:
@@ -125,8 +127,21 @@ class GuestMemory:
             raise MemoryAccessError(f"guest-physical range {gpa:#x}+{size:#x}: no memory there")
         return self.regions[i]
 
+    def on_write(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever the host writes by `write()` and its kin, or takes a view through which it may."""
+        self._listeners.append(listener)
+
+    def off_write(self, listener: Callable[[], None]) -> None:
+        """Call it no longer."""
+        self._listeners.remove(listener)
+
+    def changed(self) -> None:
+        """Say that memory was written through a view: who executes the guest may have to look again."""
+        for listener in self._listeners:
+            listener()
+
     def view(self, gpa: int, size: int) -> memoryview:
-        """Return a writable view of the range; drop it before the memory is closed."""
+        """Return a writable view of the range; drop it before the memory is closed. After writing call `changed()`."""
         region = self.region_at(gpa, size)
         return memoryview(region.map)[gpa - region.gpa : gpa - region.gpa + size]
 
@@ -139,6 +154,8 @@ class GuestMemory:
         """Store bytes, in read-only regions too: it is the guest that may not write there."""
         region = self.region_at(gpa, len(data))
         region.map[gpa - region.gpa : gpa - region.gpa + len(data)] = data
+        if self._listeners:
+            self.changed()
 
     def read_int(self, gpa: int, size: int) -> int:
         """Return the little-endian integer of `size` bytes."""

@@ -259,6 +259,8 @@ class Accelerator(Closing):
     """Something that executes x86 code: `name` is what users call it, `features` the probed truth about it."""
 
     name: str
+    instead_of: str = ""
+    """Why this one was chosen and not another, when the choice was left to kvmpy; else empty."""
 
     @abstractmethod
     def create_vm(self, *, patch_hypercalls: bool = False) -> Vm:

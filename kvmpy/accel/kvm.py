@@ -189,8 +189,3 @@ class KvmVm(Vm):
             ffi.release(view)
         self._views.clear()
         self._slots.clear()
-
-
-def open_accelerator() -> Accelerator:
-    """Return the accelerator of this machine; NoAcceleratorError with the reason when there is none."""
-    return KvmAccelerator()

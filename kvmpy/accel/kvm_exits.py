@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvmpy.accel import exits, packed
-from kvmpy.errors import ConfigError
+from kvmpy.accel.answers import bytes_answer, whole_answer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def _io(fd: VcpuFd, code: int) -> Typed:
     exit = exits.IoIn(port, size, count, b"\xff" * len(data))
 
     def answer() -> None:
-        if not isinstance(exit.data, (bytes, bytearray)):
-            raise ConfigError(f"answer to {exit!r}: data must be bytes")
-        fd.io_data()[:] = exit.data[: len(data)].ljust(len(data), b"\xff")
+        fd.io_data()[:] = bytes_answer(exit, exit.data)[: len(data)].ljust(len(data), b"\xff")
 
     return exit, answer
 
@@ -47,14 +45,7 @@ def _mmio(fd: VcpuFd, code: int) -> Typed:
         return exits.MmioWrite(access.phys_addr, access.len, value), None
     mask = (1 << 8 * access.len) - 1
     exit = exits.MmioRead(access.phys_addr, access.len, mask)
-    return exit, lambda: fd.answer(_whole(exit, exit.value) & mask)
-
-
-def _whole(exit: exits.Exit, value: object) -> int:
-    """Return what was filled in as an answer; ConfigError unless it is an integer."""
-    if not isinstance(value, int):
-        raise ConfigError(f"answer to {exit!r}: it must be an integer")
-    return value
+    return exit, lambda: fd.answer(whole_answer(exit, exit.value) & mask)
 
 
 def _debug(fd: VcpuFd, _code: int) -> Typed:
@@ -67,7 +58,7 @@ def _hypercall(fd: VcpuFd, _code: int) -> Typed:
     exit = exits.Hypercall(call.nr, list(call.args))
 
     def answer() -> None:
-        call.ret = _whole(exit, exit.result) & MASK64
+        call.ret = whole_answer(exit, exit.result) & MASK64
 
     return exit, answer
 
@@ -84,7 +75,7 @@ def _msr(fd: VcpuFd, code: int) -> Typed:
     read = exits.Rdmsr(access.index)
 
     def answer() -> None:
-        access.data = _whole(read, read.value) & MASK64
+        access.data = whole_answer(read, read.value) & MASK64
         access.error = int(read.fault)
 
     return read, answer

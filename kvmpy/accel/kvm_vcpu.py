@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from kvmpy.accel import packed
-from kvmpy.accel.base import Vcpu
 from kvmpy.accel.kvm_state import (
     load_debug,
     load_events,
@@ -14,10 +13,10 @@ from kvmpy.accel.kvm_state import (
     store_regs,
     store_sregs,
 )
+from kvmpy.accel.run_path import RunPath
 from kvmpy.cpu.state import CpuState, MpState, Registers, SystemRegisters
 from kvmpy.errors import ConfigError
 from kvmpy.kvm.binding import CData, constant, ffi
-from kvmpy.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,22 +39,17 @@ LEAF_FEATURES, LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2 = 1, 0xB, 0x1F
 PARKED_STATES = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
 
 
-class KvmVcpu(Vcpu):
+class KvmVcpu(RunPath):
     """A vCPU on KVM. General and system registers travel in the run page (KVM_CAP_SYNC_REGS), not by ioctl.
 
     That costs 0.2 us an exit: `exits()` does without, until somebody looks at them.
-
-    What an exit left to do before the next entry is kept here and nowhere else, and marked in `fd.attention`.
     """
 
     def __init__(self, vm: KvmVm, fd: VcpuFd) -> None:
+        super().__init__()
         self.vm = vm
         self.fd = fd
         self._page_at = -1  # the number of entries after which the run page's registers were filled
-        self._give_answer: Callable[[], None] | None = None  # takes over what was filled into a typed exit
-        self._parked: int | None = None  # an exit that nobody has seen yet
-        self._late_regs: Registers | None = None  # assigned while an access was half done
-        self._late_sregs: SystemRegisters | None = None
         self._breakpoints: list[int] = []
         self._fill_page = constant("KVM_SYNC_X86_REGS") | constant("KVM_SYNC_X86_SREGS")
         fd.run.kvm_valid_regs = self._fill_page
@@ -67,15 +61,28 @@ class KvmVcpu(Vcpu):
 
     # Running
 
-    def enter(self) -> int:
-        """Do what is left to do, then run until the next exit; see Vcpu."""
-        code = self._before_entry()
-        if code is None:
-            code = self._step_off_breakpoint()
-        if code is None:
-            code = self.fd.enter()
-        self._note_attention()
-        return code
+    @property
+    def _attention(self) -> bool:
+        return self.fd.attention
+
+    @_attention.setter
+    def _attention(self, on: bool) -> None:
+        self.fd.attention = on
+
+    @property
+    def _pending(self) -> bool:
+        return self.fd.pending
+
+    def _enter(self) -> int:
+        return self.fd.enter()
+
+    def _complete(self) -> int:
+        return self.fd.complete()
+
+    def _typed(self, code: int) -> tuple[Exit, Callable[[], None] | None]:
+        from kvmpy.accel.kvm_exits import typed_exit
+
+        return typed_exit(self.fd, code)
 
     def exits(self, limit: int) -> Iterator[int]:
         """Enter the guest up to `limit` times; see Vcpu."""
@@ -90,73 +97,9 @@ class KvmVcpu(Vcpu):
         """Answer the read that has just exited."""
         self.fd.answer(value)
 
-    def typed_exit(self, code: int) -> Exit:
-        """Return the typed exit behind a packed one."""
-        from kvmpy.accel.kvm_exits import typed_exit
-
-        exit, self._give_answer = typed_exit(self.fd, code)
-        self._note_attention()
-        return exit
-
     def run_error(self, code: int) -> KvmpyError:
         """Return the error behind a packed exit."""
         return self.fd.run_error(code)
-
-    def run(self) -> Exit:
-        """Run until the next exit; see Vcpu."""
-        return self._typed_or_raise(self.enter())
-
-    def _typed_or_raise(self, code: int) -> Exit:
-        if code & packed.REASON_MASK == packed.ERROR:
-            raise self.run_error(code)
-        return self.typed_exit(code)
-
-    def step(self) -> Exit:
-        """Run one instruction with the trap flag held by KVM."""
-        code = self._before_entry()
-        if code is None:
-            code = self._single_step()
-        self._note_attention()
-        return self._typed_or_raise(code)
-
-    def complete(self) -> None:
-        """Finish a pending access; an exit that this causes is the next one that is given."""
-        while self.fd.pending and self._parked is None:
-            self._answer_typed()
-            code = self.fd.complete()
-            if code & packed.REASON_MASK != packed.INTERRUPTED:
-                self._parked = code
-        if not self.fd.pending:
-            self._assign_late()
-        self._note_attention()
-
-    def _before_entry(self) -> int | None:
-        """Finish what the last exit left; return an exit when that alone gives one."""
-        code, self._parked = self._parked, None
-        if code is None:
-            self._answer_typed()
-            if self._late_regs or self._late_sregs:
-                self.complete()
-                code, self._parked = self._parked, None
-        self.fd.attention = False
-        return code
-
-    def _answer_typed(self) -> None:
-        """Take over what was filled into the typed exit."""
-        give, self._give_answer = self._give_answer, None
-        if give:
-            give()
-
-    def _assign_late(self) -> None:
-        if self._late_sregs:
-            self._store_sregs(self._late_sregs)
-        if self._late_regs:
-            self._store_regs(self._late_regs)
-        self._late_regs = self._late_sregs = None
-
-    def _note_attention(self) -> None:
-        left = self._parked is not None or self._give_answer or self._late_regs or self._late_sregs
-        self.fd.attention = bool(left or self._breakpoints)
 
     def kick(self) -> None:
         """Make the vCPU leave the guest."""
@@ -208,37 +151,15 @@ class KvmVcpu(Vcpu):
             self.fd.set_regs(ffi.addressof(run.s.regs.regs))
         run.kvm_dirty_regs = 0
 
-    @property
-    def regs(self) -> Registers:
-        """The general registers."""
-        return replace(self._late_regs) if self._late_regs else load_regs(self._page().regs)
-
-    @regs.setter
-    def regs(self, regs: Registers) -> None:
-        self.complete()
-        if self.fd.pending:
-            self._late_regs = replace(regs)
-            self._note_attention()
-        else:
-            self._store_regs(regs)
+    def _load_regs(self) -> Registers:
+        return load_regs(self._page().regs)
 
     def _store_regs(self, regs: Registers) -> None:
         store_regs(self._page().regs, regs)
         self.fd.run.kvm_dirty_regs |= constant("KVM_SYNC_X86_REGS")
 
-    @property
-    def sregs(self) -> SystemRegisters:
-        """The system registers."""
-        return _copy(self._late_sregs) if self._late_sregs else load_sregs(self._page().sregs)
-
-    @sregs.setter
-    def sregs(self, sregs: SystemRegisters) -> None:
-        self.complete()
-        if self.fd.pending:
-            self._late_sregs = _copy(sregs)
-            self._note_attention()
-        else:
-            self._store_sregs(sregs)
+    def _load_sregs(self) -> SystemRegisters:
+        return load_sregs(self._page().sregs)
 
     def _store_sregs(self, sregs: SystemRegisters) -> None:
         store_sregs(self._page().sregs, sregs)
@@ -321,6 +242,9 @@ class KvmVcpu(Vcpu):
         code = self._single_step()
         stepped = code & packed.REASON_MASK == packed.DEBUG and self._linear_rip() not in self._breakpoints
         return None if stepped else code
+
+    def _always_attend(self) -> bool:
+        return bool(self._breakpoints)
 
     def _linear_rip(self) -> int:
         page = self._page()
@@ -433,12 +357,6 @@ class KvmVcpu(Vcpu):
     def close(self) -> None:
         """Close the vCPU."""
         self.fd.close()
-
-
-def _copy(sregs: SystemRegisters) -> SystemRegisters:
-    from copy import deepcopy  # here, for it is seldom needed and slow to import
-
-    return deepcopy(sregs)
 
 
 def _with_x87_sse(area: bytes) -> bytes:

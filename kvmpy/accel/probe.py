@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CR0_TS, CR0_PG = 1 << 3, 1 << 31
 CR4_TSD = 1 << 2
 RFLAGS_IOPL3 = 3 << 12
-UD, NM, NP, GP, DB, BP = 6, 7, 11, 13, 1, 3
+UD, NM, NP, SS, GP, DB, BP = 6, 7, 11, 12, 13, 1, 3
 RDRAND = 1 << 30
 HANG_SECONDS = 0.2  # a probe of what is known to hang on some hosts waits no longer
 OUT_AND_HALT = bytes.fromhex("e6ee f4")  # out 0xee, al; hlt
@@ -211,7 +211,7 @@ def _high_vector(accelerator: Accelerator) -> bool:
 def _serial_faults(accelerator: Accelerator) -> bool:
     """#UD is benign: when its gate is not present, #NP follows, not #DF (Intel SDM vol. 3, table 6-5)."""
     with Testbed(accelerator, 64) as bed:
-        bed.memory.write(IDT + 16 * UD, bytes(16))
+        bed.memory.write_int(IDT + 16 * UD + 5, 1, 0x0E)  # an interrupt gate, not present
         return bed.vector(bed.run(bytes.fromhex("0f0b"))) == NP
 
 
@@ -242,6 +242,26 @@ def _nmi(accelerator: Accelerator) -> bool:
         return bed.vector(bed.go()) == 2
 
 
+def _chips(accelerator: Accelerator) -> bool:
+    with accelerator.create_vm() as vm:
+        vm.create_chips()
+        return vm.has_chips
+
+
+def _dirty_log(accelerator: Accelerator) -> bool:
+    """The guest writes to DATA: mov byte ptr [DATA], al."""
+    with Testbed(accelerator, 64) as bed:
+        bed.load(bytes.fromhex(f"8804 25 {_le32(DATA)}") + OUT_AND_HALT)
+        bed.vm.dirty_pages()
+        bed.go()
+        return DATA in bed.vm.dirty_pages()
+
+
+def _reserved_cr4_bit(accelerator: Accelerator) -> bool:
+    """Set bit 15 of CR4: mov rax, cr4; bts eax, 15; mov cr4, rax."""
+    return _first_exit(accelerator, 64, "0f20e0 0fbae80f 0f22e0") == GP
+
+
 PROBES: dict[str, tuple[str, Callable[[Accelerator], bool]]] = {
     "int3": ("INT3 in ring 0 raises #BP", _raises(BP, 64, "cc")),
     "int_n": ("INT n in 64-bit ring 0 goes through the IDT", _raises(0x42, 64, "cd42")),
@@ -262,6 +282,14 @@ PROBES: dict[str, tuple[str, Callable[[Accelerator], bool]]] = {
     "popcnt": ("POPCNT in ring 0", _runs(64, "f30fb8c1")),
     "cmpxchg16b": ("CMPXCHG16B in ring 0", _runs(64, f"480fc70c25{_le32(DATA)}")),
     "xgetbv": ("XGETBV in ring 0 after CR4.OSXSAVE", _runs(64, "0f20e0 0d00000400 0f22e0 31c9 0f01d0")),
+    "chips": ("interrupt chips inside the accelerator", _chips),
+    "dirty_log": ("a log of the pages the guest wrote", _dirty_log),
+    "control_checks": ("reserved and forbidden bits of control registers are refused", _reserved_cr4_bit),
+    "segment_limits": ("real-mode accesses beyond the segment's limit fault", _raises(GP, 16, "bbffff 8b07")),
+    "stack_faults": (
+        "a stack address that is not canonical is #SS",
+        _raises(SS, 64, "48bd0000000000800000 488b4500"),
+    ),
     "paging_32": ("32-bit paging without long mode", _paging32),
     "single_step": ("single step by the host", _single_step),
     "breakpoint": ("hardware breakpoints by the host", _breakpoint),

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+
+from kvmpy.accel.choose import NAMES, VARIABLE, open_accelerator
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.accel.base import Accelerator
 
 UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
@@ -26,6 +33,23 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
     except (ValueError, OSError):
         width = 80
     return argparse.RawDescriptionHelpFormatter(prog, width=max(width, 40) - 2)
+
+
+def add_accelerator(parser: argparse.ArgumentParser) -> None:
+    """Let the user choose who executes the guest."""
+    parser.add_argument(
+        "--accel",
+        choices=NAMES,
+        help=f"who executes: KVM, the software CPU, or KVM where it opens (default auto, or {VARIABLE})",
+    )
+
+
+def open_chosen(options: argparse.Namespace) -> Accelerator:
+    """Open what `add_accelerator()` let the user choose, and say so when it is not the first choice."""
+    accelerator = open_accelerator(options.accel)
+    if accelerator.instead_of:
+        print(f"kvmpy: the software CPU runs the guest, for {accelerator.instead_of}", file=sys.stderr)
+    return accelerator
 
 
 def address(text: str) -> int:

@@ -7,9 +7,8 @@ import signal
 import sys
 import time
 
-from kvmpy.accel.kvm import open_accelerator
 from kvmpy.boot.image import plan_image
-from kvmpy.cli.arguments import address, command_parser, count, seconds, size
+from kvmpy.cli.arguments import add_accelerator, address, command_parser, count, open_chosen, seconds, size
 from kvmpy.cli.exit_codes import EXPLAINED, exit_code_of
 from kvmpy.cli.terminal import Keyboard, RawTerminal
 from kvmpy.machine.machine import DEFAULT_MEMORY, Machine
@@ -45,7 +44,7 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """Return the options of the command."""
-    p = command_parser("boot", "Boot a guest image on KVM.", EPILOG)
+    p = command_parser("boot", "Boot a guest image.", EPILOG)
     p.add_argument("file", metavar="FILE", help="a flat image, or the name of a bundled guest (guest.bin, hello.bin)")
     p.add_argument("--memory", type=size, default=DEFAULT_MEMORY, metavar="SIZE", help="guest memory (default 64M)")
     p.add_argument("--cpus", type=count, default=1, metavar="N", help="number of vCPUs (default 1)")
@@ -53,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--load", type=address, metavar="ADDR", help="where it is loaded (default 0x7c00, else 0x100000)")
     p.add_argument("--entry", type=address, metavar="ADDR", help="its first instruction (default: where it is loaded)")
     p.add_argument("--append", default="", metavar="TEXT", help="a command line, its address in the guest's (E/R)SI")
+    add_accelerator(p)
     p.add_argument("--irqchip", choices=("kernel", "none"), help="interrupt controllers and timer (default kernel)")
     p.add_argument("--timeout", type=seconds, metavar="SECONDS", help="stop the guest after this time")
     p.add_argument("--max-exits", type=count, metavar="N", help="stop a vCPU after this many exits")
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """Boot, and return the exit code."""
     deadline = None if options.timeout is None else time.monotonic() + options.timeout
-    with Signals() as signals, open_accelerator() as accelerator:
+    with Signals() as signals, open_chosen(options) as accelerator:
         plan = _plan(options, deadline)
         with Machine(
             accelerator,
@@ -182,7 +182,7 @@ class Recorder:
 
         return json.dumps(
             {
-                "accelerator": "kvm",
+                "accelerator": machine.accelerator,
                 "stop": stop.kind,
                 "detail": stop.detail,
                 "guest_code": stop.code if stop.kind == StopKind.EXIT else None,

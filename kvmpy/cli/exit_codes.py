@@ -31,7 +31,7 @@ exit codes:
   0      the guest switched off, halted or reset itself; or Ctrl-A x
   2      wrong usage
   66     the image or source cannot be read or does not fit
-  69     no usable /dev/kvm
+  69     nothing can execute the guest: neither KVM nor the software CPU
   70     the guest crashed: triple fault, refused entry, an instruction KVM cannot run; --strict: an access to no device
   71     the host failed
   74     standard output was closed

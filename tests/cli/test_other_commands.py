@@ -49,7 +49,9 @@ def test_info_shows_every_feature_with_its_meaning() -> None:
     shown = kvmpy("info").stdout.decode()
     for name, (meaning, _) in PROBES.items():
         assert any(name in line and meaning in line for line in shown.splitlines())
-    assert "KVM API 12" in shown
+    assert "/dev/kvm, API 12" in shown
+    int3 = next(line for line in shown.splitlines() if " int3 " in line)
+    assert int3.split()[1] == "yes"  # the second column is the software CPU's, which takes INT3 everywhere
 
 
 @needs_kvm
@@ -57,7 +59,14 @@ def test_info_as_json() -> None:
     report = json.loads(kvmpy("info", "--json").stdout)
     assert report["api_version"] == 12
     assert report["capabilities"]["KVM_CAP_USER_MEMORY"] == 1
-    assert set(report["features"]) == set(PROBES)
+    assert set(report["features"]) == {"kvm", "soft"}
+    assert all(set(found) == set(PROBES) for found in report["features"].values())
+    assert report["missing"] == {}
+
+
+def test_info_of_the_software_cpu_needs_no_kvm() -> None:
+    report = json.loads(kvmpy("info", "--accel", "soft", "--json").stdout)
+    assert (list(report["features"]), report["capabilities"], report["api_version"]) == (["soft"], {}, None)
 
 
 def test_asm_writes_an_image_and_a_sidecar(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_the_host_can_raise_an_exception_without_an_error_code(guests: Guests) -
     assert bed.frame(1)[0] == CODE
 
 
+@pytest.mark.needs("chips")
 def test_a_line_of_the_kernel_s_irqchip_interrupts(guests: Guests) -> None:
     """The PIC set up for vectors from 0x50 on, everything but line 3 masked, then the line is raised."""
     source = "\n".join(

@@ -40,7 +40,7 @@ def test_faults_save_the_address_of_the_instruction(
     assert saved_ip(bed) == assemble(source, bits=bits, origin=CODE).symbols[at]
 
 
-@pytest.mark.needs("exceptions_16")
+@pytest.mark.needs("exceptions_16", "segment_limits")
 def test_real_mode_gp_beyond_the_segment_limit(guests: Guests) -> None:
     bed, exit = guests.run(16, "mov bx, 0xffff\nmov eax, [bx]\nhlt")
     assert bed.vector(exit) == GP  # SDM vol. 2: "if a memory operand effective address is outside the segment limit"
@@ -75,7 +75,7 @@ def test_an_address_that_is_not_canonical_gives_gp_0(guests: Guests) -> None:
     assert bed.frame(2) == [0, CODE + 10]
 
 
-@pytest.mark.needs("exceptions_64")
+@pytest.mark.needs("exceptions_64", "stack_faults")
 def test_a_stack_address_that_is_not_canonical_gives_ss_0(guests: Guests) -> None:
     """#SS for a stack access (SDM vol. 1, 3.3.7.1); the handler needs a stack of its own, IST1."""
     bed = guests.load(64, "mov rbp, 0x800000000000\nmov rax, [rbp]\nhlt")
@@ -221,8 +221,9 @@ def test_int3_in_ring_3_arrives_in_ring_0(guests: Guests) -> None:
 
 
 def clear_gate(bed: Testbed, vector: int) -> None:
-    size = 16 if bed.bits == 64 else 8
-    bed.memory.write(IDT + vector * size, bytes(size))
+    """Clear the gate's P bit (Intel SDM vol. 3, 6.11)."""
+    at = IDT + vector * (16 if bed.bits == 64 else 8) + 5
+    bed.memory.write_int(at, 1, bed.memory.read_int(at, 1) & 0x7F)
 
 
 @pytest.mark.parametrize("bits", ALL_MODES[1:])

@@ -91,6 +91,7 @@ def test_a_read_that_waits_for_its_answer_is_finished_by_the_copy(guests: Guests
     assert second.vcpu.regs.rbx & 0xFF == 0x37
 
 
+@pytest.mark.needs("dirty_log")
 def test_dirty_pages_are_those_the_guest_wrote(guests: Guests) -> None:
     bed = guests.load(64, f"mov rbx, {DATA}\nmov [rbx], al\nout 0xf0, al\nmov [rbx + 0x3000], al\nhlt")
     assert bed.vm.dirty_pages() == []

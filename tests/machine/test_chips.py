@@ -193,6 +193,8 @@ def test_memory_comes_before_the_chips(accelerator: Accelerator) -> None:
     class Watched:
         """The accelerator, with the calls on its VMs noted."""
 
+        name = accelerator.name
+
         def create_vm(self, **options: bool) -> object:
             vm = accelerator.create_vm(**options)
             for name in ("add_memory", "create_chips", "create_vcpu"):

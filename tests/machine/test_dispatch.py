@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -359,10 +360,16 @@ def test_the_machine_s_own_answers(accelerator: Accelerator, guests: Guests) -> 
             assert stop.kind == kind
 
 
+def run_on(accelerator: Accelerator, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python script that opens an accelerator without naming one."""
+    environment = {**os.environ, "KVMPY_ACCEL": accelerator.name}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=30, env=environment)
+
+
 def test_the_example_finishes_an_instruction_that_kvm_refuses(accelerator: Accelerator) -> None:
     script = EXAMPLES / "finish_refused.py"
     assert len(script.read_text().splitlines()) <= 45
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=30)
+    done = run_on(accelerator, str(script))
     lines = [] if accelerator.features.popcnt else ["finished: popcnt eax, ebx"]
     assert done.stdout.splitlines() == [*lines, "exit, code 13"]  # 0x00ff0f01 has 13 ones
 
@@ -387,7 +394,7 @@ def test_int3_is_finished_by_the_same_example(accelerator: Accelerator) -> None:
     text = (EXAMPLES / "finish_refused.py").read_text()
     before, _, rest = text.partition('GUEST = """')
     script = f'{before}GUEST = """{guest}{rest[rest.index(chr(34) * 3) :]}'
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    done = run_on(accelerator, "-c", script)
     assert done.stdout.splitlines()[-1:] == ["exit, code 3"], done.stdout + done.stderr
 
 

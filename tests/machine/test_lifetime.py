@@ -262,7 +262,9 @@ def test_every_number_of_descriptors_that_is_too_few_is_told(accelerator: Accele
         for fd in taken:
             os.close(fd)
     assert all("ulimit -n" in error for error in errors)
-    steps = {"memory", "KVM_CREATE_VM", "KVM_CREATE_VCPU", "mmap", "eventfd:"}
+    steps = {"memory", "eventfd:"}
+    if accelerator.name == "kvm":
+        steps |= {"KVM_CREATE_VM", "KVM_CREATE_VCPU", "mmap"}
     assert {error.split(" ")[0] for error in errors} == steps
 
 
@@ -272,7 +274,7 @@ def test_a_board_that_raises_leaves_nothing(accelerator: Accelerator) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        Machine(accelerator, memory=MEMORY, board=board)  # type: ignore[arg-type]
+        Machine(accelerator, memory=MEMORY, irqchip="none", board=board)  # type: ignore[arg-type]
 
 
 # Dropped objects

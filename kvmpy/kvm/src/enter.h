@@ -6,22 +6,7 @@
 #include <stdint.h>
 #include <linux/kvm.h>
 
-/*
- * An exit packed into one integer, so that one call tells Python all it needs for the common ones:
- *   bits  0-7   the reason, in KVM's numbering (KVM_EXIT_*)
- *   bits  8-11  width of a port or MMIO access in bytes
- *   bit  12     the guest writes
- *   bit  13     a string instruction: several items lie in the data area
- *   bit  14     coalesced writes wait in the ring and came before this exit
- *   bits 16-31  the port
- *   bits 32-63  the value written to the port, or errno
- */
-#define KVMPY_OUT (1u << 12)
-#define KVMPY_MANY (1u << 13)
-#define KVMPY_RING_PENDING (1u << 14)
-#define KVMPY_ATTENTION 0xfeu /* not entered: the vCPU has other things to do first */
-#define KVMPY_ERROR 0xffu
-#define KVMPY_RECENT 32u
+#include "packed.h"
 
 struct kvmpy_vcpu {
     int fd;

@@ -1,0 +1,126 @@
+"""The software CPU as an accelerator: every guest on every machine, on Unicorn."""
+
+from __future__ import annotations
+
+from kvmpy.accel.base import Accelerator, Vm
+from kvmpy.accel.soft_features import SoftFeatures
+from kvmpy.accel.soft_vcpu import SoftVcpu
+from kvmpy.errors import ClosedError, UnsupportedError
+from kvmpy.kvm.lock import Lock
+from kvmpy.softcpu.binding import load_engine
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kvmpy.accel.probe import Features
+    from kvmpy.memory import GuestMemory
+
+
+class SoftAccelerator(Accelerator):
+    """Opening it raises NoAcceleratorError when Unicorn is missing or of another version."""
+
+    name = "soft"
+
+    def __init__(self) -> None:
+        load_engine()
+        self._closed = False
+
+    def create_vm(self, *, patch_hypercalls: bool = False) -> SoftVm:
+        """Create a VM. Nobody patches hypercalls here: both forms exit."""
+        self._check_open("creating a VM")
+        return SoftVm()
+
+    @property
+    def features(self) -> Features:
+        """What the software CPU does: a fixed list, which the tests compare with what it does when tried."""
+        self._check_open("asking for features")
+        return SoftFeatures()
+
+    def _check_open(self, what: str) -> None:
+        if self._closed:
+            raise ClosedError(f"{what}: the software CPU is closed; open another")
+
+    def close(self) -> None:
+        """Nothing is held."""
+        self._closed = True
+
+
+class SoftVm(Vm):
+    """A VM whose vCPUs are engines of their own over the same memory."""
+
+    def __init__(self) -> None:
+        self.has_chips = False
+        self.lock = Lock()
+        self._vcpus: list[SoftVcpu] = []
+        self._memories: list[GuestMemory] = []
+        self._closed = False
+
+    def add_memory(self, memory: GuestMemory) -> None:
+        """Give the guest these regions; before the first vCPU, which maps them."""
+        self._check_open("adding memory")
+        if self._vcpus:
+            raise UnsupportedError("adding memory: the software CPU takes it before the first vCPU only")
+        self._memories.append(memory)
+        memory.on_write(self._memory_changed)
+
+    def _memory_changed(self) -> None:
+        """The host wrote: translated code and cached page tables may be out of date."""
+        for vcpu in self._vcpus:
+            vcpu.forget_translations()
+
+    def create_chips(self) -> None:
+        """The software CPU has none of its own."""
+        self._check_open("creating interrupt chips")
+        raise UnsupportedError("interrupt chips: the software CPU has none of its own; use irqchip 'python' or 'none'")
+
+    def create_vcpu(self, vcpu_id: int = 0, *, cpus: int = 1) -> SoftVcpu:
+        """Create a vCPU; see Vm."""
+        self._check_open("creating a vCPU")
+        vcpu = SoftVcpu(vcpu_id, [region for memory in self._memories for region in memory.regions], cpus)
+        self._vcpus.append(vcpu)
+        return vcpu
+
+    def set_irq(self, gsi: int, level: int) -> None:
+        """There are no chips."""
+        self._check_open("driving an interrupt line")
+        raise UnsupportedError(f"interrupt line {gsi}: the software CPU has no chips of its own")
+
+    def irq_on(self, fd: int, gsi: int, on: bool) -> bool:
+        """Leave it to the machine."""
+        return False
+
+    def notify(self, fd: int, address: int, size: int, on: bool, *, port: bool, match: int | None = None) -> bool:
+        """Leave it to the machine: the write exits."""
+        return False
+
+    def coalesce(self, port: int, on: bool) -> bool:
+        """Exit for every write."""
+        return False
+
+    def take_writes(self) -> tuple[int, int, bool, bytes] | None:
+        """Nothing is collected."""
+        return None
+
+    def exit_on_msrs(self, indices: Iterable[int]) -> None:
+        """Unicorn says nothing of accesses to MSRs."""
+        self._check_open("MSR exits")
+        raise UnsupportedError("MSR exits: the software CPU has none; see the feature 'msr_exit'")
+
+    def dirty_pages(self) -> list[int]:
+        """Nobody keeps a log."""
+        self._check_open("asking for dirty pages")
+        raise UnsupportedError("dirty pages: the software CPU keeps no log; see the feature 'dirty_log'")
+
+    def _check_open(self, what: str) -> None:
+        if self._closed:
+            raise ClosedError(f"{what}: the VM is closed; make a new one")
+
+    def close(self) -> None:
+        """Close the vCPUs."""
+        self._closed = True
+        for vcpu in self._vcpus:
+            vcpu.close()
+        for memory in self._memories:
+            memory.off_write(self._memory_changed)
+        self._memories.clear()

@@ -1,0 +1,338 @@
+"""A vCPU of the software CPU."""
+
+from __future__ import annotations
+
+import itertools
+
+from kvmpy.accel import packed
+from kvmpy.accel.run_path import RunPath
+from kvmpy.accel.soft_state import load_regs, load_sregs, store_regs, store_sregs
+from kvmpy.cpu.state import CpuState, DebugRegisters, MpState, PendingEvents, Registers, Segment, SystemRegisters
+from kvmpy.errors import ClosedError, ConfigError
+from kvmpy.softcpu.binding import check, ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from kvmpy.accel.exits import Exit
+    from kvmpy.cpu.cpuid import CpuidTable
+    from kvmpy.errors import KvmpyError
+    from kvmpy.kvm.lock import Lock
+    from kvmpy.memory import Region
+    from kvmpy.softcpu.binding import CData
+
+BREAKPOINT_LIMIT = 4
+LAST_VECTOR = 255
+RFLAGS_IF = 1 << 9
+HF_INHIBIT_IRQ = 1 << 3
+NONE = -1
+
+
+class SoftVcpu(RunPath):
+    """A vCPU on an engine of its own."""
+
+    def __init__(self, vcpu_id: int, regions: list[Region], cpus: int) -> None:
+        super().__init__()
+        self._id = vcpu_id
+        self._lock: Lock | None = None
+        self._cr8 = 0
+        self._apic_base = 0xFEE0_0900
+        self._debug_registers = DebugRegisters()
+        self._breakpoints: list[int] = []
+        error = ffi.new("int *")
+        self._open: CData | None = lib.soft_open(error)
+        check("opening the engine", error[0])
+        self._views: list[CData] = []
+        try:
+            for region in regions:
+                view = ffi.from_buffer(region.map)
+                self._views.append(view)
+                check(
+                    f"mapping {region!r}",
+                    lib.soft_add_region(self._soft, region.gpa, region.size, view, region.readonly),
+                )
+            check("mapping what is no memory", lib.soft_map_rest(self._soft))
+            self._set_default_cpuid(cpus)
+            self._store_sregs(SystemRegisters(tr=Segment(type=0xB, s=0)))
+            self._store_regs(Registers())
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def id(self) -> int:
+        """The vCPU's number."""
+        return self._id
+
+    @property
+    def _soft(self) -> CData:
+        if self._open is None:
+            raise ClosedError(f"using vCPU {self._id}: it is closed; make a new one")
+        return self._open
+
+    # Running
+
+    @property
+    def _attention(self) -> bool:
+        return bool(self._soft.attention)
+
+    @_attention.setter
+    def _attention(self, on: bool) -> None:
+        self._soft.attention = on
+
+    @property
+    def _pending(self) -> bool:
+        return bool(self._soft.pending)
+
+    def _enter(self) -> int:
+        code: int = lib.soft_enter(self._soft)
+        return code
+
+    def _single_step(self) -> int:
+        code: int = lib.soft_step(self._soft)
+        return code
+
+    def _complete(self) -> int:
+        return lib.soft_complete(self._soft) or packed.INTERRUPTED
+
+    def _typed(self, code: int) -> tuple[Exit, Callable[[], None] | None]:
+        from kvmpy.accel.soft_exits import typed_exit
+
+        return typed_exit(self._soft, code)
+
+    def exits(self, limit: int) -> Iterator[int]:
+        """Enter the guest up to `limit` times; see Vcpu."""
+        return map(lib.soft_enter, itertools.repeat(self._soft, limit))
+
+    def share(self, lock: Lock | None) -> None:
+        """Free this lock while the guest runs."""
+        self._lock = lock
+        self._soft.lock = ffi.cast("pthread_mutex_t *", lock.address) if lock else ffi.NULL
+
+    def answer(self, value: int) -> None:
+        """Answer the read that has just exited."""
+        lib.soft_answer(self._soft, value)
+
+    def run_error(self, code: int) -> KvmpyError:
+        """Return the error behind a packed exit; there is none but that the vCPU is closed."""
+        return ClosedError(f"running vCPU {self._id}: it is closed (exit {code:#x})")
+
+    def kick(self) -> None:
+        """Make the vCPU leave the guest at the next block of code."""
+        if self._open is not None:
+            lib.soft_kick(self._open)
+
+    def forget_kick(self) -> None:
+        """Take back a kick."""
+        lib.soft_forget_kick(self._soft)
+
+    def recent(self) -> list[int]:
+        """Return the last packed exits."""
+        soft, size = self._soft, lib.KVMPY_RECENT
+        return [soft.recent[i % size] for i in range(max(0, soft.exits - size), soft.exits)]
+
+    @property
+    def entries(self) -> int:
+        """How often the guest was entered."""
+        if self._open is not None:
+            self._entries: int = self._open.entries
+        return self._entries
+
+    @property
+    def mmio(self) -> tuple[int, int]:
+        """Address and written value of the current MMIO exit."""
+        return self._soft.mmio_gpa, self._soft.mmio_value
+
+    def io_data(self) -> memoryview:
+        """Return the item of the current port access; string instructions exit for each."""
+        return memoryview(ffi.buffer(self._soft.io_data, self._soft.io_size)).cast("B")
+
+    def forget_translations(self) -> None:
+        """Let the engine look at memory anew before it goes on."""
+        if self._open is not None:
+            self._open.flush = 1
+
+    # State
+
+    def _load_regs(self) -> Registers:
+        soft = self._soft
+        return load_regs(lib.soft_load_cpu(soft), lib.soft_rflags(soft))
+
+    def _store_regs(self, regs: Registers) -> None:
+        soft = self._soft
+        store_regs(lib.soft_load_cpu(soft), regs)
+        lib.soft_set_rflags(soft, regs.rflags)
+        lib.soft_store_cpu(soft, 0)
+
+    def _load_sregs(self) -> SystemRegisters:
+        return load_sregs(lib.soft_load_cpu(self._soft), self._cr8, self._apic_base)
+
+    def _store_sregs(self, sregs: SystemRegisters) -> None:
+        soft = self._soft
+        store_sregs(lib.soft_load_cpu(soft), sregs)
+        self._cr8, self._apic_base = sregs.cr8, sregs.apic_base
+        soft.shut_down = 0
+        lib.soft_store_cpu(soft, 1)
+
+    @property
+    def state(self) -> CpuState:
+        """The whole state."""
+        from kvmpy.accel.soft_msrs import load_msrs, load_xsave
+
+        self.complete()
+        soft = self._soft
+        return CpuState(
+            regs=self.regs,
+            sregs=self.sregs,
+            debug=DebugRegisters(list(self._debug_registers.db), self._debug_registers.dr6, self._debug_registers.dr7),
+            msrs=load_msrs(soft),
+            xcrs={},
+            xsave=load_xsave(soft),
+            events=self._load_events(),
+            lapic=None,
+            mp_state=MpState.RUNNABLE,
+        )
+
+    @state.setter
+    def state(self, state: CpuState) -> None:
+        from kvmpy.accel.soft_msrs import store_msrs, store_xsave
+
+        self.sregs = state.sregs
+        self.regs = state.regs
+        soft = self._soft
+        if state.xsave:
+            store_xsave(soft, state.xsave)
+        store_msrs(soft, state.msrs)
+        self._debug_registers = DebugRegisters(list(state.debug.db), state.debug.dr6, state.debug.dr7)
+        self._store_events(state.events)
+
+    def _load_events(self) -> PendingEvents:
+        soft = self._soft
+        injected = soft.injected if soft.injected >= 0 else None
+        fault = bool(soft.injected_is_fault)
+        cpu = lib.soft_load_cpu(soft)
+        return PendingEvents(
+            exception=injected if fault else None,
+            exception_error_code=soft.injected_error if injected is not None and soft.injected_has_error else None,
+            exception_injected=fault and injected is not None,
+            interrupt=None if fault else injected,
+            shadow=2 if cpu.hflags & HF_INHIBIT_IRQ else 0,
+            nmi_pending=bool(soft.nmi_waiting),
+            triple_fault=bool(soft.shut_down),
+        )
+
+    def _store_events(self, events: PendingEvents) -> None:
+        soft = self._soft
+        soft.nmi_waiting = events.nmi_pending or events.nmi_injected
+        soft.injected = NONE
+        if events.exception is not None:
+            self._inject(events.exception, events.exception_error_code, fault=True)
+        elif events.interrupt is not None:
+            self._inject(events.interrupt, None, fault=False)
+
+    # Debugging
+
+    @property
+    def breakpoints(self) -> list[int]:
+        """The linear addresses that give a Debug exit."""
+        return list(self._breakpoints)
+
+    @breakpoints.setter
+    def breakpoints(self, addresses: Iterable[int]) -> None:
+        wanted = list(dict.fromkeys(addresses))
+        if len(wanted) > BREAKPOINT_LIMIT:
+            raise ConfigError(f"{len(wanted)} breakpoints: the processor has four debug registers; remove some")
+        check("setting breakpoints", lib.soft_set_breakpoints(self._soft, wanted, len(wanted)))
+        self._breakpoints = wanted
+
+    # Identification and events
+
+    def _set_default_cpuid(self, cpus: int) -> None:
+        from kvmpy.accel.soft_cpuid import default_cpuid
+
+        self.cpuid = default_cpuid(self._id, cpus)
+
+    @property
+    def cpuid(self) -> CpuidTable:
+        """The CPUID table the guest sees."""
+        from kvmpy.accel.soft_cpuid import load_cpuid
+
+        return load_cpuid(self._soft)
+
+    @cpuid.setter
+    def cpuid(self, table: CpuidTable) -> None:
+        from kvmpy.accel.soft_cpuid import store_cpuid
+
+        store_cpuid(self._soft, table)
+
+    @property
+    def interruptible(self) -> bool:
+        """True when IF is set and no interrupt shadow holds interrupts back."""
+        cpu = lib.soft_load_cpu(self._soft)
+        return bool(lib.soft_rflags(self._soft) & RFLAGS_IF) and not cpu.hflags & HF_INHIBIT_IRQ
+
+    @property
+    def interrupt_window(self) -> bool:
+        """Whether the vCPU exits when it becomes interruptible."""
+        return bool(self._soft.want_window)
+
+    @interrupt_window.setter
+    def interrupt_window(self, on: bool) -> None:
+        self._soft.want_window = on
+
+    def interrupt(self, vector: int) -> None:
+        """Queue an external interrupt."""
+        self._check_vector(vector)
+        self._soft.irq_waiting = vector
+
+    def software_interrupt(self, vector: int) -> None:
+        """Queue an interrupt whose delivery has begun."""
+        self._check_vector(vector)
+        self.complete()
+        self._inject(vector, None, fault=False)
+
+    def raise_exception(self, vector: int, error_code: int | None = None, *, cr2: int | None = None) -> None:
+        """Queue an exception."""
+        self._check_vector(vector)
+        self.complete()
+        if cr2 is not None:
+            sregs = self.sregs
+            sregs.cr2 = cr2
+            self.sregs = sregs
+        self._inject(vector, error_code, fault=True)
+
+    def _inject(self, vector: int, error_code: int | None, *, fault: bool) -> None:
+        soft = self._soft
+        soft.injected, soft.injected_is_fault = vector, fault
+        soft.injected_has_error, soft.injected_error = error_code is not None, error_code or 0
+
+    @staticmethod
+    def _check_vector(vector: int) -> None:
+        if not 0 <= vector <= LAST_VECTOR:
+            raise ConfigError(f"vector {vector}: vectors go from 0 to 255")
+
+    def nmi(self) -> None:
+        """Queue an NMI."""
+        self._soft.nmi_waiting = 1
+
+    def translate(self, gva: int) -> int | None:
+        """Walk the guest's page tables."""
+        gpa = ffi.new("uint64_t *")
+        address: int | None = gpa[0] if lib.soft_translate(self._soft, gva, gpa) else None
+        return address
+
+    def halted(self) -> bool:
+        """It never waits inside: HLT exits."""
+        self._soft  # noqa: B018 - ClosedError, when it is closed
+        return False
+
+    def close(self) -> None:
+        """Close the engine, and let go of the memory."""
+        soft, self._open = self._open, None
+        if soft is not None:
+            self._entries = soft.entries
+            lib.soft_close(soft)
+        for view in self._views:
+            ffi.release(view)
+        self._views.clear()

@@ -1,0 +1,23 @@
+"""Compiles the software CPU's binding. It needs no part of Unicorn: that is looked up when the first CPU is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+
+ffibuilder = FFI()
+ffibuilder.cdef((HERE / "cdef" / "softcpu.h").read_text())
+ffibuilder.set_source(
+    "kvmpy.softcpu._softcpu",
+    '#include "softcpu.h"\n',
+    sources=["kvmpy/softcpu/src/softcpu.c", "kvmpy/softcpu/src/deliver.c"],
+    include_dirs=["kvmpy/softcpu/src", "kvmpy/kvm/src"],
+    depends=[f"kvmpy/softcpu/src/{name}.h" for name in ("softcpu", "cpu", "unicorn_api")] + ["kvmpy/kvm/src/packed.h"],
+    extra_compile_args=["-O2", "-std=gnu11", "-Wall"],
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)
