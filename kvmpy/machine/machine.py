@@ -272,19 +272,31 @@ class Machine:
             self._close_later = True
             self.stop(Stop(StopKind.QUIT, "the machine was closed"))
             return
-        self.stop(Stop(StopKind.QUIT, "the machine was closed"))
-        self._not_running.wait(JOIN_SECONDS + 1)  # run() itself gives up after JOIN_SECONDS
-        if not self._all_idle() or not self._not_running.is_set():
-            raise self._stuck()
-        with self._state_lock:
-            already, self._closed = self._closed, True
-        if already:
+        if not self._claim_the_end():
             return
         while self._threads:
             self._threads.pop().end(JOIN_SECONDS)
         for device in self.devices.values():
             device.close()
         self._release()
+
+    def _claim_the_end(self) -> bool:
+        """Stop the guest and wait until nothing runs; return whether it is ours to release everything.
+
+        That nothing runs and that nothing will is one decision, under one lock: a run may begin at any moment before.
+        """
+        deadline = time.monotonic() + JOIN_SECONDS + 1  # run() itself gives up after JOIN_SECONDS
+        while True:
+            with self._state_lock:
+                if self._closed:
+                    return False
+                if self._runner is None and self._all_idle():
+                    self._closed = True
+                    return True
+            if time.monotonic() > deadline:
+                raise self._stuck()
+            self.stop(Stop(StopKind.QUIT, "the machine was closed"))
+            self._not_running.wait(TICK)
 
     def _release(self) -> None:
         with self._state_lock:
