@@ -14,7 +14,7 @@ from kvmpy.accel.kvm import KvmAccelerator
 from kvmpy.accel.soft import SoftAccelerator
 from kvmpy.accel.testbed import CODE, Testbed
 from kvmpy.asm import assemble
-from kvmpy.errors import NoAcceleratorError, UnsupportedError
+from kvmpy.errors import NoAcceleratorError
 
 ACCELERATORS: dict[str, Callable[[], Accelerator]] = {"kvm": KvmAccelerator, "soft": SoftAccelerator}
 EXIT_LIMIT = 10_000
@@ -47,17 +47,6 @@ def _needs(request: pytest.FixtureRequest) -> None:
         for name in marker.args:
             if not getattr(features, name):
                 pytest.skip(f"this host does not have the feature {name!r}: {features.explain(name)}")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Skip what needs interrupt chips where neither the accelerator nor kvmpy has any."""
-    try:
-        return (yield)
-    except UnsupportedError as error:
-        if "interrupt chips" in str(error):
-            pytest.skip(str(error))
-        raise
 
 
 class Guests:

@@ -51,7 +51,7 @@ def build(source: Path, out: Path) -> str:
         mode=MODES[bits],
         load=load,
         size=len(assembly.code),
-        irqchip=head.get("irqchip", "kernel"),
+        irqchip=head.get("irqchip", "auto"),
         summary=head["summary"],
         symbols=assembly.symbols,
         spans=[[span.start, span.end, span.bits] for span in assembly.spans],

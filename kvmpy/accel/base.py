@@ -209,6 +209,8 @@ class Vm(Closing):
     """A virtual machine: memory, interrupt chips, vCPUs, added in this order."""
 
     has_chips: bool
+    offers_chips: bool
+    """Whether `create_chips()` can be used."""
     lock: Lock
 
     @abstractmethod

@@ -80,6 +80,7 @@ class KvmVm(Vm):
         self.accelerator = accelerator
         self.fd = fd
         self.has_chips = False
+        self.offers_chips = bool(fd.capability("KVM_CAP_IRQCHIP"))
         self._vcpus: list[KvmVcpu] = []
         self._slots: list[Region] = []
         self._views: list[CData] = []

@@ -51,6 +51,7 @@ class SoftVm(Vm):
 
     def __init__(self) -> None:
         self.has_chips = False
+        self.offers_chips = False
         self.lock = Lock()
         self._vcpus: list[SoftVcpu] = []
         self._memories: list[GuestMemory] = []

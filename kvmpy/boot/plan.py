@@ -14,5 +14,5 @@ class BootPlan:
     mode: str
     blobs: list[tuple[int, bytes]]
     state: CpuState
-    irqchip: str = "kernel"
+    irqchip: str = "auto"
     symbols: dict[str, int] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from kvmpy.errors import ImageError
 from kvmpy.record import asdict, field, record
 
 MODES = ("real", "protected", "long")
-IRQCHIPS = ("none", "kernel")
+IRQCHIPS = ("auto", "kernel", "python", "none")
 ADDRESS_LIMIT = 1 << 52
 
 
@@ -24,7 +24,7 @@ class Sidecar:
     load: int | None = None
     entry: int | None = None
     size: int | None = None
-    irqchip: str = "kernel"
+    irqchip: str = "auto"
     summary: str = ""
     symbols: dict[str, int] = field(default_factory=dict)
     spans: list[list[int]] = field(default_factory=list)

@@ -11,6 +11,7 @@ from kvmpy.boot.image import plan_image
 from kvmpy.cli.arguments import add_accelerator, address, command_parser, count, open_chosen, seconds, size
 from kvmpy.cli.exit_codes import EXPLAINED, exit_code_of
 from kvmpy.cli.terminal import Keyboard, RawTerminal
+from kvmpy.machine.chips import NAMES
 from kvmpy.machine.machine import DEFAULT_MEMORY, Machine
 from kvmpy.machine.output import OutputWriter
 from kvmpy.machine.stop import Stop, StopKind
@@ -53,7 +54,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--entry", type=address, metavar="ADDR", help="its first instruction (default: where it is loaded)")
     p.add_argument("--append", default="", metavar="TEXT", help="a command line, its address in the guest's (E/R)SI")
     add_accelerator(p)
-    p.add_argument("--irqchip", choices=("kernel", "none"), help="interrupt controllers and timer (default kernel)")
+    p.add_argument(
+        "--irqchip",
+        choices=NAMES,
+        help="interrupt controllers and timer: KVM's own, Python's, none (default: KVM's own where there are any)",
+    )
     p.add_argument("--timeout", type=seconds, metavar="SECONDS", help="stop the guest after this time")
     p.add_argument("--max-exits", type=count, metavar="N", help="stop a vCPU after this many exits")
     p.add_argument("--strict", action="store_true", help="an access that no device claims is a crash")

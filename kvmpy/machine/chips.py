@@ -11,15 +11,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvmpy.accel.base import Vcpu, Vm
+    from kvmpy.machine.machine import Machine
+
+
+CPU_LIMIT = 64
 
 
 class Chips(ABC):
     """The interrupt controllers and timers of a machine, whoever implements them."""
 
-    present: bool
-    """Whether the PC has chips at all; without them only its first vCPU could ever start."""
+    cpu_limit: int
+    """How many vCPUs the chips can start and interrupt."""
     sleeps_inside: bool
     """Whether HLT waits inside the accelerator, which then does not exit for it."""
+
+    def attach(self, machine: Machine) -> None:
+        """Take the machine's bus, events and vCPUs into use, where the chips need them."""
 
     @abstractmethod
     def set_line(self, gsi: int, level: int) -> None:
@@ -33,11 +40,23 @@ class Chips(ABC):
     def can_wake(self, vcpu: Vcpu) -> bool:
         """Tell whether the vCPU runs, or something could still wake it. Asked in its own thread, out of the guest."""
 
+    def deliver(self, vcpu: Vcpu) -> None:
+        """Give the vCPU what is requested of it, where the accelerator does not do that; in its own thread."""
+
+    def sleep(self, vcpu: Vcpu, machine: Machine) -> None:
+        """Wait in HLT for something that wakes the vCPU, where the accelerator does not do that; in its own thread."""
+
+    def wake_all(self) -> None:
+        """End every `sleep()`. Any thread may call it, signal handlers too."""
+
+    def close(self) -> None:
+        """Release what the chips hold."""
+
 
 class AcceleratorChips(Chips):
     """The accelerator's own: under KVM the in-kernel PIC, IOAPIC, local APICs and PIT."""
 
-    present = True
+    cpu_limit = CPU_LIMIT
     sleeps_inside = True
 
     def __init__(self, vm: Vm) -> None:
@@ -60,11 +79,8 @@ class AcceleratorChips(Chips):
 class NoChips(Chips):
     """A PC without interrupts: HLT is the end."""
 
-    present = False
+    cpu_limit = 1
     sleeps_inside = False
-
-    def __init__(self, vm: Vm) -> None:
-        pass
 
     def set_line(self, gsi: int, level: int) -> None:
         """Lead nowhere."""
@@ -78,14 +94,24 @@ class NoChips(Chips):
         return False
 
 
-CHIPS: dict[str, Callable[[Vm], Chips]] = {"kernel": AcceleratorChips, "none": NoChips}
+NAMES = ("auto", "kernel", "python", "none")
 
 
-def choose_chips(name: str) -> Callable[[Vm], Chips]:
-    """Return what makes the chips that the user calls `name`; ConfigError when there are none of that name."""
-    if name not in CHIPS:
-        raise ConfigError(f"irqchip {name!r}: choose one of {', '.join(CHIPS)}")
-    return CHIPS[name]
+def check_name(name: str) -> None:
+    """Raise ConfigError when there are no chips that the user could call `name`."""
+    if name not in NAMES:
+        raise ConfigError(f"irqchip {name!r}: choose one of {', '.join(NAMES)}")
+
+
+def make_chips(name: str, vm: Vm) -> Chips:
+    """Make the chips that the user calls `name`: the accelerator's ("kernel"), Python's, none; or what there is."""
+    if name == "none":
+        return NoChips()
+    if name == "kernel" or (name == "auto" and vm.offers_chips):
+        return AcceleratorChips(vm)
+    from kvmpy.machine.python_chips import PythonChips
+
+    return PythonChips(vm)
 
 
 class Sleepers:

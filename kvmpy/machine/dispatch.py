@@ -137,9 +137,10 @@ class OwnHandlers:
     def _hlt(self, vcpu: Vcpu, exit: exits.Hlt) -> Stop | None:
         """Without a chip that could interrupt it a halted vCPU never wakes up."""
         machine = self._machine
-        if machine.chips.can_wake(vcpu) or not machine.sleepers.report(vcpu.id, asleep=True):
+        if machine.chips.can_wake(vcpu):
+            machine.chips.sleep(vcpu, machine)
             return None
-        return halt(vcpu, exit)
+        return halt(vcpu, exit) if machine.sleepers.report(vcpu.id, asleep=True) else None
 
     def _msr(self, access: str, _vcpu: Vcpu, exit: exits.Rdmsr | exits.Wrmsr) -> None:
         """An MSR that nobody implements is #GP (Intel SDM vol. 2, RDMSR and WRMSR)."""
@@ -151,8 +152,9 @@ class OwnHandlers:
         exit.result = -KVM_ENOSYS & 0xFFFF_FFFF_FFFF_FFFF
 
     def _window(self, vcpu: Vcpu, _exit: exits.IrqWindowOpen) -> None:
-        """Nobody waits for it any longer."""
+        """The guest takes interrupts now; if nobody waits for that any longer, it does not exit for it again."""
         vcpu.interrupt_window = False
+        self._machine.chips.deliver(vcpu)
 
     def _system_event(self, vcpu: Vcpu, exit: exits.SystemEvent) -> Stop:
         kind, what = SYSTEM_EVENTS.get(exit.kind, (StopKind.INTERNAL_ERROR, f"reported event {exit.kind}"))
@@ -286,6 +288,7 @@ class Dispatch(dict[int, "Callable[[], object]"]):
             asleep = not machine.chips.can_wake(self.vcpu)
             if machine.sleepers.report(self.vcpu.id, asleep=asleep):
                 return self._stop(halt(self.vcpu))
+        machine.chips.deliver(self.vcpu)
         return self._go_on()
 
     def _attend(self, _key: int, _value: int) -> object:

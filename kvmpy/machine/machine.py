@@ -10,7 +10,7 @@ from functools import partial
 from kvmpy.errors import ClosedError, ConfigError, HostError
 from kvmpy.machine.board import Board
 from kvmpy.machine.bus import Bus
-from kvmpy.machine.chips import Sleepers, choose_chips
+from kvmpy.machine.chips import CPU_LIMIT, Sleepers, check_name, make_chips
 from kvmpy.machine.dispatch import Dispatch, Handlers, OwnHandlers
 from kvmpy.machine.eventfds import Eventfds
 from kvmpy.machine.events import Events, Gate, Timer
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from kvmpy.devices.base import Device
 
 DEFAULT_MEMORY = 64 << 20
-CPU_LIMIT = 64
 FIRST_TICK = 0.001
 TICK = 0.02  # seconds between looks at vCPUs that stay in the guest
 JOIN_SECONDS = 5.0
@@ -47,14 +46,14 @@ class Machine:
         *,
         memory: int = DEFAULT_MEMORY,
         cpus: int = 1,
-        irqchip: str = "kernel",
+        irqchip: str = "auto",
         strict: bool = False,
         coalesce: bool = True,
         patch_hypercalls: bool = False,
         output: Callable[[bytes], None] = lambda _data: None,
         board: Callable[[Machine], Board] = Board,
     ) -> None:
-        make_chips = choose_chips(irqchip)
+        check_name(irqchip)
         if not 1 <= cpus <= CPU_LIMIT:
             raise ConfigError(f"{cpus} vCPUs: choose 1 to {CPU_LIMIT}")
         self.output = output
@@ -77,10 +76,11 @@ class Machine:
             self.vm = accelerator.create_vm(patch_hypercalls=patch_hypercalls)
             self._closers.append(self.vm.close)
             self.vm.add_memory(self.memory)
-            self.chips = make_chips(self.vm)
-            if cpus > 1 and not self.chips.present:
+            self.chips = make_chips(irqchip, self.vm)
+            self._closers.append(self.chips.close)
+            if cpus > self.chips.cpu_limit:
                 raise ConfigError(
-                    f"{cpus} vCPUs without an interrupt chip: only the first could ever start; use irqchip 'kernel'"
+                    f"{cpus} vCPUs with irqchip {irqchip!r}: only the first could ever start; use KVM's own, 'kernel'"
                 )
             self.events = Events(self.vm.lock)
             self._closers.append(self.events.close)
@@ -94,6 +94,7 @@ class Machine:
             self.own_handlers = OwnHandlers(self)
             self.handlers = Handlers(self.own_handlers.table(), self._forget_found)
             self.dispatches = [Dispatch(self, vcpu) for vcpu in self.vcpus]
+            self.chips.attach(self)
             self.board = board(self)
         except BaseException:
             self._release()
@@ -232,6 +233,7 @@ class Machine:
             for vcpu in self.vcpus:
                 vcpu.kick()
             self.gate.open_for_good()
+            self.chips.wake_all()
             self.events.wake()
 
     def hold(self, who: str) -> None:

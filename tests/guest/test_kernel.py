@@ -51,14 +51,21 @@ def qemu_command() -> tuple[str, ...]:
 
 
 BOOT = (*KVMPY, "boot", "guest.bin", "--memory", "64M", "--timeout", "25")
+WAYS = {
+    "kvm": ("--accel", "kvm"),
+    "kvm, chips in Python": ("--accel", "kvm", "--irqchip", "python"),
+    "soft": ("--accel", "soft"),
+}
 
 
-def test_it_boots_as_it_does_in_qemu(qemu_command: tuple[str, ...]) -> None:
-    assert boot_output(*BOOT) == boot_output(*qemu_command)
+@pytest.mark.parametrize("way", WAYS)
+def test_it_boots_as_it_does_in_qemu(qemu_command: tuple[str, ...], way: str) -> None:
+    assert boot_output(*BOOT, *WAYS[way]) == boot_output(*qemu_command)
 
 
-def test_its_monitor_answers_as_it_does_in_qemu(qemu_command: tuple[str, ...]) -> None:
-    shown = run_session(*BOOT)
+@pytest.mark.parametrize("way", WAYS)
+def test_its_monitor_answers_as_it_does_in_qemu(qemu_command: tuple[str, ...], way: str) -> None:
+    shown = run_session(*BOOT, *WAYS[way])
     assert shown == run_session(*qemu_command)
     assert "\nA exited N 4\nB exited N 4\nC killed N 1\n" in shown
 
@@ -147,3 +154,15 @@ def test_cpuid_shows_the_vendor() -> None:
     vendor = done.stdout.partition(b"vendor   ")[2][:12]
     with open("/proc/cpuinfo") as info:
         assert f"vendor_id\t: {vendor.decode()}\n" in info.read()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_thousand_keystrokes_are_not_lost(way: str) -> None:
+    """Piped in at once, echoed by the monitor, which takes them one by one by interrupt."""
+    lines = [f"nonsense{i:04}" for i in range(100)]
+    text = "\n".join(lines) + "\nhalt 9\n"
+    assert len(text) > 1000
+    done = kvmpy("boot", "guest.bin", "--timeout", "25", *WAYS[way], input=text.encode())
+    assert done.returncode == 9
+    shown = done.stdout.decode()
+    assert [line for line in lines if f"> {line}\n" not in shown] == []

@@ -41,7 +41,7 @@ LOOP, EXITS, SLEEP = "again: jmp again", "again: in al, 0x99\njmp again", "sti\n
 
 
 @pytest.mark.parametrize(
-    ("source", "irqchip"), [(LOOP, "none"), (EXITS, "none"), (LOOP, "kernel"), (EXITS, "kernel"), (SLEEP, "kernel")]
+    ("source", "irqchip"), [(LOOP, "none"), (EXITS, "none"), (LOOP, "auto"), (EXITS, "auto"), (SLEEP, "auto")]
 )
 def test_closing_while_the_guest_runs(accelerator: Accelerator, irqchip: str, source: str) -> None:
     before = mappings()
@@ -106,7 +106,6 @@ USES_OF_A_MACHINE: dict[str, Callable[[Machine], object]] = {
     "add memory": lambda m: m.memory.add(1 << 30, 4096),
     "irq": lambda m: m.vm.set_irq(1, 1),
     "vcpu": lambda m: m.vm.create_vcpu(7),
-    "chips": lambda m: m.vm.create_chips(),
     "memory slot": lambda m: m.vm.add_memory(GuestMemory()) or m.vm.dirty_pages(),
     "msrs": lambda m: m.vm.exit_on_msrs([1]),
 }

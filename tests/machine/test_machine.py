@@ -35,7 +35,7 @@ def boot(
         return stop, bytes(output), machine
 
 
-@pytest.fixture(params=["none", "kernel"])
+@pytest.fixture(params=["none", "auto", "python"])
 def irqchip(request: pytest.FixtureRequest) -> str:
     value: str = request.param
     return value
@@ -154,7 +154,8 @@ def test_input_waits_until_the_guest_takes_it(accelerator: Accelerator) -> None:
     assert bytes(output) == text
 
 
-def test_a_timer_interrupt_wakes_a_halted_guest(accelerator: Accelerator) -> None:
+@pytest.mark.parametrize("chips", ["auto", "python"])
+def test_a_timer_interrupt_wakes_a_halted_guest(accelerator: Accelerator, chips: str) -> None:
     """The PIT's channel 0 through the PIC, in real mode: vector 8 after ICW2 = 8."""
     source = """
         xor ax, ax
@@ -190,12 +191,12 @@ def test_a_timer_interrupt_wakes_a_halted_guest(accelerator: Accelerator) -> Non
         out 0x20, al
         iret
     """
-    stop, _, _ = boot(accelerator, source, irqchip="kernel")
+    stop, _, _ = boot(accelerator, source, irqchip=chips)
     assert (stop.kind, stop.code) == (StopKind.EXIT, 5)
 
 
 def test_halt_with_interrupts_off_ends_a_machine_with_a_chip(accelerator: Accelerator) -> None:
-    stop, _, _ = boot(accelerator, "cli\nhlt", irqchip="kernel")
+    stop, _, _ = boot(accelerator, "cli\nhlt", irqchip="auto")
     assert stop.kind == StopKind.HALT
 
 
@@ -206,6 +207,7 @@ START_SECOND = """
 """
 
 
+@pytest.mark.needs("chips")
 def test_a_second_cpu_starts_by_init_and_sipi(accelerator: Accelerator) -> None:
     source = f"""
         mov edi, 0x8000
@@ -230,6 +232,7 @@ def test_a_second_cpu_starts_by_init_and_sipi(accelerator: Accelerator) -> None:
     assert (stop.kind, stop.code) == (StopKind.EXIT, 3)
 
 
+@pytest.mark.needs("chips")
 def test_a_machine_with_two_cpus_halts_when_both_sleep(accelerator: Accelerator) -> None:
     stop, _, _ = boot(accelerator, "cli\nhlt", cpus=2)  # the second was never started
     assert stop.kind == StopKind.HALT
@@ -282,7 +285,7 @@ def test_a_port_is_asked_anew_at_each_read(accelerator: Accelerator, size: int, 
         assert machine.vcpus[0].regs.rax & (1 << 8 * size) - 1 == 0x0303_0303 & (1 << 8 * size) - 1
 
 
-@pytest.mark.parametrize(("cpus", "irqchip"), [(0, "kernel"), (65, "kernel"), (2, "none"), (1, "both")])
+@pytest.mark.parametrize(("cpus", "irqchip"), [(0, "auto"), (65, "auto"), (2, "none"), (2, "python"), (1, "both")])
 def test_machines_that_cannot_be_are_refused(accelerator: Accelerator, cpus: int, irqchip: str) -> None:
     with pytest.raises(ConfigError):
         Machine(accelerator, memory=MEMORY, cpus=cpus, irqchip=irqchip)
