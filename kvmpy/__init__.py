@@ -4,7 +4,7 @@ The public API, flat; everything else may move. Names are imported when they are
 
     import kvmpy
 
-    with kvmpy.open_accelerator() as kvm, kvmpy.Machine(kvm, output=print) as machine:
+    with kvmpy.open_accelerator() as accelerator, kvmpy.Machine(accelerator, output=print) as machine:
         machine.load(kvmpy.plan_image("hello.bin", memory=machine.memory.size))
         print(machine.run(timeout=5))
 """

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 
 import pytest
+from console import HAS_KVM
 
 from kvmpy.accel.base import Accelerator
 from kvmpy.accel.exits import Exit, Hlt
@@ -21,7 +23,13 @@ EXIT_LIMIT = 10_000
 
 
 def pytest_configure() -> None:
-    """Children obey signals, also where this process was started with them ignored (nohup, a shell's background)."""
+    """Let children obey signals and find an accelerator, wherever the tests were started.
+
+    With nohup(1) or in a shell's background signals are ignored. Without KVM the command line would say in each run
+    that the software CPU runs the guest.
+    """
+    if not HAS_KVM:
+        os.environ.setdefault("KVMPY_ACCEL", "soft")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:

@@ -9,7 +9,11 @@ import sys
 import time
 from typing import Self
 
+import pytest
+
 DEADLINE = 30.0
+HAS_KVM = os.access("/dev/kvm", os.R_OK | os.W_OK)
+needs_kvm = pytest.mark.skipif(not HAS_KVM, reason="no usable /dev/kvm")
 KVMPY = (sys.executable, "-m", "kvmpy")
 
 

@@ -165,7 +165,7 @@ class Vcpu(Closing):
     @property
     @abstractmethod
     def interruptible(self) -> bool:
-        """True when the guest would take an external interrupt now: IF is set and nothing holds it back."""
+        """True when the guest would take an interrupt now: IF is set, nothing holds it back, none is queued."""
 
     @property
     @abstractmethod

@@ -50,6 +50,7 @@ class KvmVcpu(RunPath):
         self.vm = vm
         self.fd = fd
         self._page_at = -1  # the number of entries after which the run page's registers were filled
+        self._interrupted_at = -1  # the number of entries at which an interrupt was queued
         self._breakpoints: list[int] = []
         self._fill_page = constant("KVM_SYNC_X86_REGS") | constant("KVM_SYNC_X86_SREGS")
         fd.run.kvm_valid_regs = self._fill_page
@@ -290,8 +291,8 @@ class KvmVcpu(RunPath):
 
     @property
     def interruptible(self) -> bool:
-        """True when KVM would deliver an interrupt at the next entry (as the last exit left it)."""
-        return bool(self.fd.run.ready_for_interrupt_injection)
+        """True when KVM would deliver an interrupt at the next entry; none was queued since the last exit."""
+        return bool(self.fd.run.ready_for_interrupt_injection) and self._interrupted_at != self.entries
 
     @property
     def interrupt_window(self) -> bool:
@@ -306,6 +307,7 @@ class KvmVcpu(RunPath):
         """Queue an external interrupt (KVM_INTERRUPT)."""
         self._flush()
         self.fd.interrupt(vector)
+        self._interrupted_at = self.entries
 
     def software_interrupt(self, vector: int) -> None:
         """Queue an interrupt whose delivery has begun, so that IF does not matter. See Vcpu.

@@ -268,9 +268,11 @@ class SoftVcpu(RunPath):
 
     @property
     def interruptible(self) -> bool:
-        """True when IF is set and no interrupt shadow holds interrupts back."""
-        cpu = lib.soft_load_cpu(self._soft)
-        return bool(lib.soft_rflags(self._soft) & RFLAGS_IF) and not cpu.hflags & HF_INHIBIT_IRQ
+        """True when IF is set, no interrupt shadow holds interrupts back, and none is queued."""
+        soft = self._soft
+        queued = soft.irq_waiting >= 0 or soft.injected >= 0
+        shadow = lib.soft_load_cpu(soft).hflags & HF_INHIBIT_IRQ
+        return bool(lib.soft_rflags(soft) & RFLAGS_IF) and not shadow and not queued
 
     @property
     def interrupt_window(self) -> bool:

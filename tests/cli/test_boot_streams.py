@@ -13,7 +13,6 @@ import time
 import pytest
 from console import DEADLINE, KVMPY, Console, kvmpy, one_line
 
-pytestmark = pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm")
 IRQCHIP = ("--irqchip", "none")  # a VM without chips is gone sooner
 FLOOD = "again: mov al, 'x'\nout 0xe9, al\njmp again"
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]

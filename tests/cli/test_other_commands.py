@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from console import DEADLINE, KVMPY, kvmpy
+from console import DEADLINE, KVMPY, kvmpy, needs_kvm
 
 import kvmpy as package
 from kvmpy.accel.probe import PROBES
 from kvmpy.cli import COMMANDS
-
-needs_kvm = pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm")
 
 
 def test_version() -> None:

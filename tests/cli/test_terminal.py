@@ -11,8 +11,6 @@ import pexpect
 import pytest
 from console import DEADLINE, KVMPY
 
-pytestmark = pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm")
-
 
 @pytest.fixture
 def child() -> Iterator[pexpect.spawn]:
