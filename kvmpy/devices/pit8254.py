@@ -20,6 +20,7 @@ ONE_SHOT, RATE, SQUARE = 1, 2, 3
 PERIODIC = (RATE, SQUARE)
 GATED_START = (1, 5)  # these modes begin at the gate's rising edge
 SPEAKER_GATE, SPEAKER_DATA, REFRESH, SPEAKER_OUT = 0x01, 0x02, 0x10, 0x20
+ROUNDING = 1e-3  # pulses: what floating point may lack
 REFRESH_SECONDS = 15e-6
 BEHIND_LIMIT = 64  # periods; who is later than that has lost the rest
 
@@ -50,7 +51,9 @@ class Counter:
 
     def elapsed(self) -> int:
         """Clock pulses since counting began; -1 before it."""
-        return -1 if self.started is None else int((self._clock() - self.started) * FREQUENCY)
+        if self.started is None:
+            return -1
+        return int((self._clock() - self.started) * FREQUENCY + ROUNDING)
 
     def value(self) -> int:
         """What a read would give now, 16 bits."""
