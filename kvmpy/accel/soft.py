@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvmpy.accel.base import Accelerator, Vm
 from kvmpy.accel.soft_features import SoftFeatures
 from kvmpy.accel.soft_vcpu import SoftVcpu
-from kvmpy.errors import ClosedError, UnsupportedError
+from kvmpy.errors import ClosedError, ConfigError, UnsupportedError
 from kvmpy.kvm.lock import Lock
 from kvmpy.softcpu.binding import load_engine
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from kvmpy.accel.probe import Features
     from kvmpy.memory import GuestMemory
+
+MSR_LIMIT = 16
 
 
 class SoftAccelerator(Accelerator):
@@ -55,6 +57,7 @@ class SoftVm(Vm):
         self.lock = Lock()
         self._vcpus: list[SoftVcpu] = []
         self._memories: list[GuestMemory] = []
+        self._msrs: list[int] = []
         self._closed = False
 
     def add_memory(self, memory: GuestMemory) -> None:
@@ -79,6 +82,7 @@ class SoftVm(Vm):
         """Create a vCPU; see Vm."""
         self._check_open("creating a vCPU")
         vcpu = SoftVcpu(vcpu_id, [region for memory in self._memories for region in memory.regions], cpus)
+        vcpu.exit_on_msrs(self._msrs)
         self._vcpus.append(vcpu)
         return vcpu
 
@@ -104,9 +108,13 @@ class SoftVm(Vm):
         return None
 
     def exit_on_msrs(self, indices: Iterable[int]) -> None:
-        """Unicorn says nothing of accesses to MSRs."""
+        """Stop at RDMSR and WRMSR of these MSRs; at most sixteen, as on KVM."""
         self._check_open("MSR exits")
-        raise UnsupportedError("MSR exits: the software CPU has none; see the feature 'msr_exit'")
+        self._msrs = sorted(set(indices))
+        if len(self._msrs) > MSR_LIMIT:
+            raise ConfigError(f"MSR exits: {len(self._msrs)} MSRs, and there is room for {MSR_LIMIT}")
+        for vcpu in self._vcpus:
+            vcpu.exit_on_msrs(self._msrs)
 
     def dirty_pages(self) -> list[int]:
         """Nobody keeps a log."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Typed = tuple[exits.Exit, Callable[[], None] | None]
 
 EMULATION_FAILURE = 1
+MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 RAX = 0
 ARGUMENTS = (3, 1, 2, 6)  # RBX, RCX, RDX, RSI (Documentation/virt/kvm/x86/hypercalls.rst)
 
@@ -51,7 +52,24 @@ def _mmio(soft: CData, code: int) -> Typed:
 def _hypercall(soft: CData, _code: int) -> Typed:
     regs = lib.soft_load_cpu(soft).regs
     exit = exits.Hypercall(regs[RAX], [regs[i] for i in ARGUMENTS])
-    return exit, lambda: lib.soft_answer(soft, whole_answer(exit, exit.result) & 0xFFFF_FFFF_FFFF_FFFF)
+    return exit, lambda: lib.soft_answer(soft, whole_answer(exit, exit.result) & MASK64)
+
+
+def _msr(soft: CData, code: int) -> Typed:
+    if code & packed.REASON_MASK == packed.WRMSR:
+        write = exits.Wrmsr(soft.msr_index, soft.msr_value)
+
+        def refuse() -> None:
+            soft.msr_fault = bool(write.fault)
+
+        return write, refuse
+    read = exits.Rdmsr(soft.msr_index)
+
+    def answer() -> None:
+        soft.msr_value = whole_answer(read, read.value) & MASK64
+        soft.msr_fault = bool(read.fault)
+
+    return read, answer
 
 
 def _internal_error(soft: CData, _code: int) -> Typed:
@@ -63,6 +81,8 @@ MAKERS: dict[int, Callable[[CData, int], Typed]] = {
     packed.MMIO: _mmio,
     packed.HYPERCALL: _hypercall,
     packed.INTERNAL_ERROR: _internal_error,
+    packed.RDMSR: _msr,
+    packed.WRMSR: _msr,
     packed.DEBUG: lambda soft, _code: (exits.Debug(1, soft.debug_pc, soft.debug_dr6), None),
     packed.HLT: lambda _soft, _code: (exits.Hlt(), None),
     packed.SHUTDOWN: lambda _soft, _code: (exits.Shutdown(), None),

@@ -5,9 +5,7 @@ from __future__ import annotations
 from kvmpy.accel.probe import PROBES, Features
 from kvmpy.errors import UnsupportedError
 
-MISSING = frozenset(
-    {"chips", "control_checks", "dirty_log", "guest_watchpoint", "msr_exit", "segment_limits", "stack_faults"}
-)
+MISSING = frozenset({"chips", "dirty_log", "guest_watchpoint", "segment_limits", "stack_faults"})
 
 
 class SoftFeatures(Features):

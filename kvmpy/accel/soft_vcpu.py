@@ -36,9 +36,7 @@ class SoftVcpu(RunPath):
         super().__init__()
         self._id = vcpu_id
         self._lock: Lock | None = None
-        self._cr8 = 0
         self._apic_base = 0xFEE0_0900
-        self._debug_registers = DebugRegisters()
         self._breakpoints: list[int] = []
         error = ffi.new("int *")
         self._open: CData | None = lib.soft_open(error)
@@ -148,6 +146,12 @@ class SoftVcpu(RunPath):
         """Return the item of the current port access; string instructions exit for each."""
         return memoryview(ffi.buffer(self._soft.io_data, self._soft.io_size)).cast("B")
 
+    def exit_on_msrs(self, indices: list[int]) -> None:
+        """Stop at accesses to these MSRs."""
+        soft = self._soft
+        soft.msr_filter[0 : len(indices)] = indices
+        soft.msr_filter_count = len(indices)
+
     def forget_translations(self) -> None:
         """Let the engine look at memory anew before it goes on."""
         if self._open is not None:
@@ -166,12 +170,12 @@ class SoftVcpu(RunPath):
         lib.soft_store_cpu(soft, 0)
 
     def _load_sregs(self) -> SystemRegisters:
-        return load_sregs(lib.soft_load_cpu(self._soft), self._cr8, self._apic_base)
+        return load_sregs(lib.soft_load_cpu(self._soft), self._soft.cr8, self._apic_base)
 
     def _store_sregs(self, sregs: SystemRegisters) -> None:
         soft = self._soft
         store_sregs(lib.soft_load_cpu(soft), sregs)
-        self._cr8, self._apic_base = sregs.cr8, sregs.apic_base
+        soft.cr8, self._apic_base = sregs.cr8, sregs.apic_base
         soft.shut_down = 0
         lib.soft_store_cpu(soft, 1)
 
@@ -185,7 +189,7 @@ class SoftVcpu(RunPath):
         return CpuState(
             regs=self.regs,
             sregs=self.sregs,
-            debug=DebugRegisters(list(self._debug_registers.db), self._debug_registers.dr6, self._debug_registers.dr7),
+            debug=DebugRegisters(list(soft.guest_dr[0:4]), soft.guest_dr[6], soft.guest_dr[7]),
             msrs=load_msrs(soft),
             xcrs={},
             xsave=load_xsave(soft),
@@ -204,7 +208,8 @@ class SoftVcpu(RunPath):
         if state.xsave:
             store_xsave(soft, state.xsave)
         store_msrs(soft, state.msrs)
-        self._debug_registers = DebugRegisters(list(state.debug.db), state.debug.dr6, state.debug.dr7)
+        soft.guest_dr[0:4] = state.debug.db
+        soft.guest_dr[6], soft.guest_dr[7] = state.debug.dr6, state.debug.dr7
         self._store_events(state.events)
 
     def _load_events(self) -> PendingEvents:

@@ -13,7 +13,7 @@ ffibuilder.cdef((HERE / "cdef" / "softcpu.h").read_text())
 ffibuilder.set_source(
     "kvmpy.softcpu._softcpu",
     '#include "softcpu.h"\n',
-    sources=["kvmpy/softcpu/src/softcpu.c", "kvmpy/softcpu/src/deliver.c"],
+    sources=[f"kvmpy/softcpu/src/{name}.c" for name in ("softcpu", "deliver", "sensitive")],
     include_dirs=["kvmpy/softcpu/src", "kvmpy/kvm/src"],
     depends=[f"kvmpy/softcpu/src/{name}.h" for name in ("softcpu", "cpu", "unicorn_api")] + ["kvmpy/kvm/src/packed.h"],
     extra_compile_args=["-O2", "-std=gnu11", "-Wall"],

@@ -17,6 +17,7 @@ from kvmpy.accel.exits import (
     IoIn,
     IoOut,
     MmioWrite,
+    Rdmsr,
     Shutdown,
     UnknownExit,
 )
@@ -240,3 +241,72 @@ def test_engines_leave_nothing_behind(soft: SoftAccelerator) -> None:
     for _ in range(50):
         one()
     assert size() - before < 2048  # pages: 8 MiB, where each engine takes 4
+
+
+# Instructions that the engine leaves to us
+
+
+def test_debug_registers_are_the_guest_s_own_and_ports_stay_exact(soft: SoftAccelerator) -> None:
+    """The engine's are in use for the stop behind a port access; the guest does not see that, nor disturb it."""
+    source = """
+        mov eax, 0x12345678
+        mov dr0, rax
+        mov dr3, rax
+        mov eax, 0x4aa
+        mov dr7, rax
+        mov rcx, dr3
+        mov rdx, dr7
+        mov r9, dr6
+        out 0xf0, al
+        mov eax, 0
+        hlt
+    """
+    with Testbed(soft, 64) as bed:
+        bed.load(assemble(source, bits=64, origin=CODE).code)
+        assert isinstance(bed.go(), IoOut)
+        regs = bed.vcpu.regs
+        assert (regs.rcx, regs.rdx, regs.r9, regs.rax) == (0x12345678, 0x4AA, 0xFFFF0FF0, 0x4AA)
+        debug = bed.vcpu.state.debug
+        assert (debug.db[0], debug.db[3], debug.dr7) == (0x12345678, 0x12345678, 0x4AA)
+        assert isinstance(bed.go(), Hlt)
+
+
+def test_debug_registers_in_ring_3_are_gp(soft: SoftAccelerator) -> None:
+    with Testbed(soft, 64) as bed:
+        bed.load(assemble("nop\nmov rax, dr7\nhlt", bits=64, origin=CODE).code, ring=3)
+        assert bed.vector(bed.go()) == 13
+        assert bed.frame(2) == [0, CODE + 1]
+
+
+def test_cr8_is_kept(soft: SoftAccelerator) -> None:
+    with Testbed(soft, 64) as bed:
+        bed.load(assemble("mov eax, 9\nmov cr8, rax\nmov rbx, cr8\nhlt", bits=64, origin=CODE).code)
+        assert isinstance(bed.go(), Hlt)
+        assert (bed.vcpu.regs.rbx, bed.vcpu.sregs.cr8) == (9, 9)
+
+
+@pytest.mark.parametrize("load", ["mov eax, 0x20000033", "mov rax, 0x180000033", "mov eax, 0x80000032"])
+def test_cr0_refuses_what_a_processor_refuses(soft: SoftAccelerator, load: str) -> None:
+    """NW without CD, a bit above 31, PG without PE (Intel SDM vol. 2, MOV to control registers)."""
+    with Testbed(soft, 64) as bed:
+        bed.load(assemble(f"{load}\nmov cr0, rax\nhlt", bits=64, origin=CODE).code)
+        before = bed.vcpu.sregs.cr0
+        assert bed.vector(bed.go()) == 13
+        assert bed.vcpu.sregs.cr0 == before
+
+
+def test_bytes_that_only_look_like_such_an_instruction(soft: SoftAccelerator) -> None:
+    """0F 32 inside an immediate: where no instruction begins, nothing stops."""
+    with Testbed(soft, 64) as bed:
+        bed.load(assemble("mov eax, 0x00320f00\nmov ebx, eax\nhlt", bits=64, origin=CODE).code)
+        assert isinstance(bed.go(), Hlt)
+        assert bed.vcpu.regs.rbx == 0x00320F00
+
+
+def test_such_an_instruction_that_is_written_later_is_found(soft: SoftAccelerator) -> None:
+    with Testbed(soft, 64) as bed:
+        bed.vm.exit_on_msrs([0x1A0])
+        bed.load(assemble("mov ecx, 0x1a0\nagain: nop\nnop\nout 0xf0, al\njmp again", bits=64, origin=CODE).code)
+        assert isinstance(bed.go(), IoOut)
+        bed.memory.write(CODE + 5, b"\x0f\x32")
+        assert bed.go() == Rdmsr(0x1A0)

@@ -17,13 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvmpy.accel.exits import IoOut
 from kvmpy.accel.kvm import KvmAccelerator
-from kvmpy.accel.testbed import Testbed
+from kvmpy.accel.soft import SoftAccelerator
+from kvmpy.accel.testbed import HANDLERS, Testbed
 from kvmpy.boot.flat import plan_code
 from kvmpy.cpu.modes import real_mode
 from kvmpy.devices.base import Device
@@ -52,6 +54,14 @@ RING3_LOOP = bytes.fromhex("48b9") + LOOP_ROUNDS.to_bytes(8, "little") + bytes.f
     "b801000000 bb03000000 e610 480fafc3 4801c8 48ffc9 75f4 e611"
 )  # fmt: skip
 
+
+# mov rcx, rounds; again: dec rcx; jnz again; out 0x11, al
+SOFT_LOOP = bytes.fromhex("48b9") + LOOP_ROUNDS.to_bytes(8, "little") + bytes.fromhex("48ffc9 75fb e611")
+# mov ecx, exits; again: int3; dec ecx; jnz again; out 0x11, al
+INT3_LOOP = bytes.fromhex("b9") + EXITS.to_bytes(4, "little") + bytes.fromhex("cc ffc9 75fb e611")
+IRETQ, BREAKPOINT = bytes.fromhex("48cf"), 3
+# mov ecx, 256; mov edi, 0x200000; again: mov [edi], ecx; add edi, 0x1000; dec ecx; jnz again; hlt
+TOUCH_1_MIB = bytes.fromhex("b900010000 bf00002000 890f 81c700100000 49 75f5 f4")
 
 ACCELERATOR = KvmAccelerator()
 
@@ -311,7 +321,95 @@ def ring3_loop() -> float:
         return seconds / LOOP_ROUNDS * 1e9
 
 
-BENCHMARKS = (port_exit, machines, console, processes, ready_to_run, ring3)
+def software(peers: dict[str, Path], rounds: int) -> list[Figure]:
+    """The software CPU: its speed against the bare engine, exits, exceptions, starting, memory."""
+    with SoftAccelerator() as soft:
+        pairs = [(soft_loop(soft), bare_loop()) for _ in range(rounds)]
+        exits = statistics.median(soft_exits(soft) for _ in range(rounds))
+        exceptions = statistics.median(soft_exceptions(soft) for _ in range(rounds))
+        first = statistics.median(soft_start(soft) for _ in range(5 * rounds))
+        memory = soft_memory(soft)
+    ratio = statistics.median(ours / bare for ours, bare in pairs)
+    detail = f"{statistics.median(ours for ours, _ in pairs):.0f} million instructions/s"
+    return [
+        Figure("software CPU: a hot loop / the bare engine without hooks", ratio, 0.5, "x", True, detail),
+        Figure("software CPU: port-I/O exits served by a Python device", exits / 1e3, 100, "thousand/s", True),
+        Figure("software CPU: an exception delivered, and IRET", exceptions, 10, "µs"),
+        Figure("software CPU: a machine made, loaded and run to HLT", first, 5, "ms"),
+        Figure("software CPU: resident memory of one of 100 machines (8 MiB guest, 1 MiB touched)", memory, 12, "MiB"),
+    ]
+
+
+def soft_loop(soft: SoftAccelerator) -> float:
+    """Return millions of instructions a second of DEC and JNZ."""
+    with Testbed(soft, 64) as bed:
+        bed.load(SOFT_LOOP)
+        start = time.perf_counter()
+        end = bed.go(60)
+        assert isinstance(end, IoOut), end
+        return 2 * LOOP_ROUNDS / (time.perf_counter() - start) / 1e6
+
+
+def bare_loop() -> float:
+    """Return the same of Unicorn without any hook."""
+    from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
+
+    engine, at = Uc(UC_ARCH_X86, UC_MODE_64), 0x1000
+    engine.mem_map(0, 0x10000)
+    engine.mem_write(at, SOFT_LOOP)
+    start = time.perf_counter()
+    engine.emu_start(at, at + len(SOFT_LOOP) - 2)
+    return 2 * LOOP_ROUNDS / (time.perf_counter() - start) / 1e6
+
+
+def soft_exits(soft: SoftAccelerator) -> float:
+    """Return exits a second."""
+    with Machine(soft, memory=MEMORY, irqchip="none", coalesce=False) as machine:
+        machine.load(plan_code(OUT_FOREVER, memory=MEMORY))
+        machine.bus.ports.replace(0xE9, Sink())
+        machine.run(max_exits=WARM_UP, timeout=60)
+        start = time.perf_counter()
+        machine.run(max_exits=10 * EXITS, timeout=60)
+        return 10 * EXITS / (time.perf_counter() - start)
+
+
+def soft_exceptions(soft: SoftAccelerator) -> float:
+    """Return microseconds for INT3 to a handler that returns at once."""
+    with Testbed(soft, 64) as bed:
+        bed.load(INT3_LOOP)
+        bed.memory.write(HANDLERS + 4 * BREAKPOINT, IRETQ)
+        start = time.perf_counter()
+        end = bed.go(60)
+        assert isinstance(end, IoOut), end
+        return (time.perf_counter() - start) / EXITS * 1e6
+
+
+def soft_start(soft: SoftAccelerator) -> float:
+    """Return milliseconds from nothing to a guest that halted."""
+    start = time.perf_counter()
+    with Machine(soft, memory=MEMORY, irqchip="none") as machine:
+        machine.load(plan_code(b"\xf4", memory=MEMORY))
+        machine.run(timeout=60)
+        return (time.perf_counter() - start) * 1e3
+
+
+def soft_memory(soft: SoftAccelerator) -> float:
+    """Return MiB of resident memory for each of 100 machines that are alive together."""
+    with ExitStack() as stack:
+        before = resident()
+        for _ in range(100):
+            machine = stack.enter_context(Machine(soft, memory=8 << 20, irqchip="none"))
+            machine.load(plan_code(TOUCH_1_MIB, mode="protected", memory=8 << 20))
+            machine.run(timeout=60)
+        return (resident() - before) / 100
+
+
+def resident() -> float:
+    """Return this process's resident memory in MiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / (1 << 20)
+
+
+BENCHMARKS = (port_exit, machines, console, processes, ready_to_run, ring3, software)
 
 
 def report(figures: list[Figure]) -> str:

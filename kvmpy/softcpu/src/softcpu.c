@@ -206,7 +206,7 @@ int soft_map_rest(struct soft_cpu *s)
 
 /* The instruction at RIP */
 
-static uint64_t linear_rip(const struct cpu *c)
+uint64_t soft_linear_rip(const struct cpu *c)
 {
     uint64_t linear = c->segs[CS].base + c->rip;
     return c->hflags & HF_CS64 ? linear : (uint32_t)linear;
@@ -222,7 +222,7 @@ static struct instruction decode(struct soft_cpu *s)
 {
     struct cpu *c = s->cpu;
     struct instruction found = {0, 0, c->hflags & HF_CS64 ? 8 : c->hflags & HF_CS32 ? 4 : 2};
-    uint64_t at = linear_rip(c);
+    uint64_t at = soft_linear_rip(c);
     uint8_t byte = 0;
     for (int i = 0; i < 15; i++, at++) {
         if (soft_read(s, at, &byte, 1).vector >= 0)
@@ -378,7 +378,7 @@ static void on_interrupt(uc_engine *engine, uint32_t vector, void *data)
     int software = *s->is_int;
     uint8_t last = 0;
     if (software) { /* INT3, INTO and INT1 have one byte, INT n two */
-        soft_read(s, linear_rip(c) - 1, &last, 1);
+        soft_read(s, soft_linear_rip(c) - 1, &last, 1);
         s->at = c->rip - (last == 0xcc || last == 0xce || last == 0xf1 ? 1 : 2);
     }
     int has_error = !software && (vector == DF || (vector >= TS && vector <= PF) || vector == AC);
@@ -399,7 +399,7 @@ static bool on_invalid(uc_engine *engine, void *data)
         return true;
     }
     struct cpu *c = soft_load_cpu(s);
-    soft_read(s, linear_rip(c), code, 3);
+    soft_read(s, soft_linear_rip(c), code, 3);
     if (code[0] == 0x0f && code[1] == 0x01 && (code[2] == 0xc1 || code[2] == 0xd9) && !(c->hflags & HF_CPL)) {
         s->at = c->rip;
         s->pending = SOFT_HYPERCALL;
@@ -502,7 +502,14 @@ static int on_cpuid(uc_engine *engine, void *data)
 static void on_block(uc_engine *engine, uint64_t address, uint32_t size, void *data)
 {
     struct soft_cpu *s = data;
-    (void)engine, (void)address, (void)size;
+    (void)engine;
+    if (s->new_block || s->first_block) { /* of the first block the engine does not say that it is new */
+        s->new_block = 0;
+        if (soft_mark_block(s, address, size)) {
+            stop(s);
+            return;
+        }
+    }
     if (__atomic_load_n(&s->kicked, __ATOMIC_RELAXED) && !s->single)
         stop(s);
     else if (s->watching && !s->first_block)
@@ -547,6 +554,10 @@ static bool on_write_to_rom(uc_engine *engine, int type, uint64_t address, int s
 
 static void go(struct soft_cpu *s)
 {
+    if (s->stale_size) {
+        unicorn.ctl(s->engine, UC_CTL_REMOVE_CACHE, s->stale_at, s->stale_at + s->stale_size);
+        s->stale_size = 0;
+    }
     s->exit = 0;
     s->stopped = 0;
     s->first_block = 1;
@@ -562,7 +573,7 @@ static int run_on(struct soft_cpu *s)
 /* Execute one instruction. Code that was translated to run on does not count instructions: it must go. */
 static int run_one(struct soft_cpu *s)
 {
-    uint64_t at = linear_rip(soft_load_cpu(s));
+    uint64_t at = soft_linear_rip(soft_load_cpu(s));
     unicorn.ctl(s->engine, UC_CTL_REMOVE_CACHE, at, at + 1);
     go(s);
     s->single = 1;
@@ -572,6 +583,7 @@ static int run_one(struct soft_cpu *s)
 }
 
 static uint64_t mmio_exit(struct soft_cpu *s);
+static uint64_t sensitive_exit(struct soft_cpu *s);
 
 /* Turn the end of a run into an exit; 0 when the guest can go on. */
 static uint64_t exit_of(struct soft_cpu *s, int error, int counted)
@@ -580,6 +592,8 @@ static uint64_t exit_of(struct soft_cpu *s, int error, int counted)
         return KVM_EXIT_SHUTDOWN;
     if (s->exit == SOFT_ACCESS)
         return mmio_exit(s);
+    if (s->exit == SOFT_SENSITIVE)
+        return sensitive_exit(s);
     if (s->exit)
         return s->exit;
     if (s->stopped || (counted && !error))
@@ -589,6 +603,12 @@ static uint64_t exit_of(struct soft_cpu *s, int error, int counted)
     s->engine_error = error;
     s->failed_at = get(s, UC_X86_REG_RIP);
     return KVM_EXIT_INTERNAL_ERROR;
+}
+
+static uint64_t sensitive_exit(struct soft_cpu *s)
+{
+    uint64_t exit;
+    return soft_do_sensitive(s, &exit) ? exit : exit_of(s, run_one(s), 1);
 }
 
 /*
@@ -739,6 +759,8 @@ static uint64_t finish_pending(struct soft_cpu *s)
         return finish_mmio(s);
     case SOFT_ROM:
         return finish_rom(s);
+    case SOFT_MSR:
+        return soft_finish_msr(s) ? 0 : KVM_EXIT_SHUTDOWN;
     case SOFT_HYPERCALL:
         set(s, UC_X86_REG_RAX, s->answer);
         set(s, UC_X86_REG_RIP, s->at + 3);
@@ -803,7 +825,7 @@ static uint64_t run(struct soft_cpu *s)
     uint64_t exit;
     s->leaving = NOWHERE;
     if (s->breakpoint_count && s->entries > 1)
-        s->leaving = linear_rip(soft_load_cpu(s));
+        s->leaving = soft_linear_rip(soft_load_cpu(s));
     do {
         exit = before_guest(s);
         if (!exit)
@@ -839,12 +861,12 @@ static uint64_t step(struct soft_cpu *s)
     uint64_t exit = before_guest(s);
     if (exit)
         return exit;
-    soft_read(s, linear_rip(soft_load_cpu(s)), &opcode, 1);
+    soft_read(s, soft_linear_rip(soft_load_cpu(s)), &opcode, 1);
     s->leaving = NOWHERE;
     exit = exit_of(s, run_one(s), 1);
     if (!exit && opcode == 0xf4)
         exit = KVM_EXIT_HLT;
-    s->debug_pc = linear_rip(soft_load_cpu(s));
+    s->debug_pc = soft_linear_rip(soft_load_cpu(s));
     s->debug_dr6 = DR6_FIXED | DR6_BS;
     return exit ? exit : KVM_EXIT_DEBUG;
 }
@@ -931,7 +953,7 @@ static int add_hooks(struct soft_cpu *s)
         {UC_HOOK_INSN, UC_X86_INS_IN, on_in},  {UC_HOOK_INSN, UC_X86_INS_OUT, on_out},
         {UC_HOOK_BLOCK, 0, on_block},          {UC_HOOK_INSN, UC_X86_INS_SYSCALL, on_syscall},
         {UC_HOOK_INSN, UC_X86_INS_SYSENTER, on_sysenter}, {UC_HOOK_INSN, UC_X86_INS_CPUID, on_cpuid},
-        {UC_HOOK_MEM_WRITE_PROT, 0, on_write_to_rom},
+        {UC_HOOK_MEM_WRITE_PROT, 0, on_write_to_rom}, {UC_HOOK_EDGE_GENERATED, 0, soft_on_edge},
     };
     uc_hook hook;
     int error = 0;
@@ -961,7 +983,9 @@ struct soft_cpu *soft_open(int *error)
         return NULL;
     }
     s->injected = s->irq_waiting = -1;
-    s->leaving = NOWHERE;
+    s->leaving = s->passing = NOWHERE;
+    s->guest_dr[6] = DR6_FIXED;
+    s->guest_dr[7] = 0x400;
     set(s, UC_X86_REG_DR0 + 7, PORT_BREAKPOINT);
     arm_port_stop(s, NOWHERE);
     soft_load_cpu(s);

@@ -24,6 +24,9 @@ struct soft_cpuid {
 #define SOFT_CPUID 128
 #define SOFT_PIECES 16
 #define SOFT_BREAKPOINTS 4
+#define SOFT_MARKS 512
+#define SOFT_MSR_FILTER 16
+#define SOFT_SENSITIVE 0x200000000ull /* in `exit`: an instruction that the engine would not do as it should */
 #define SOFT_ACCESS 0x100000000ull /* in `exit`: an access to no memory; what it is must be found out */
 
 /* What an access that has exited still needs before the next instruction. */
@@ -71,10 +74,20 @@ struct soft_cpu {
     uint32_t rom_size;
     uint64_t at;       /* RIP of the instruction that accesses */
     uint64_t rax, rsi; /* before it */
+    uint32_t length;   /* its bytes */
+    int is_write;
     int is_rep, is_string, denied, port_stop;
     uint64_t counter_mask; /* of (R)CX, by address size */
-    uint32_t msr_index, msr_fault;
+    uint32_t msr_index, msr_fault, msr_filter[SOFT_MSR_FILTER], msr_filter_count;
     uint64_t msr_value;
+
+    /* Instructions that are stopped at: see sensitive.c */
+    uint64_t marks[SOFT_MARKS], passing;
+    uint32_t mark_count;
+    int new_block; /* the next block was translated just now */
+    uint64_t stale_at;
+    uint32_t stale_size; /* code to be translated anew */
+    uint64_t guest_dr[8], cr8;
     uint64_t failed_at; /* where execution could not go on */
     int engine_error;
 
@@ -121,6 +134,14 @@ int soft_set_breakpoints(struct soft_cpu *s, const uint64_t *addresses, uint32_t
 int soft_translate(struct soft_cpu *s, uint64_t linear, uint64_t *gpa);
 int soft_reg_read(struct soft_cpu *s, int regid, void *value);
 int soft_reg_write(struct soft_cpu *s, int regid, const void *value);
+
+/* sensitive.c */
+
+void soft_on_edge(uc_engine *engine, void *block, void *previous, void *data);
+int soft_mark_block(struct soft_cpu *s, uint64_t address, uint32_t size);
+int soft_do_sensitive(struct soft_cpu *s, uint64_t *exit);
+int soft_finish_msr(struct soft_cpu *s);
+uint64_t soft_linear_rip(const struct cpu *c);
 
 /* deliver.c */
 
