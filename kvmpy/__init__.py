@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kvmpy.cpu.paging import walk
     from kvmpy.cpu.segments import Gate, Gdt, Idt, Tss
     from kvmpy.cpu.state import CpuState, Registers, Segment, SystemRegisters
-    from kvmpy.devices.base import Device, IrqLine, Register, RegisterDevice
+    from kvmpy.devices.base import Device, Field, IrqLine, Register, RegisterDevice
     from kvmpy.errors import (
         AssemblyError,
         BusError,
@@ -69,7 +69,7 @@ _HOMES = {
     "kvmpy.cpu.paging": ("walk",),
     "kvmpy.cpu.segments": ("Gate", "Gdt", "Idt", "Tss"),
     "kvmpy.cpu.state": ("CpuState", "Registers", "Segment", "SystemRegisters"),
-    "kvmpy.devices.base": ("Device", "IrqLine", "Register", "RegisterDevice"),
+    "kvmpy.devices.base": ("Device", "Field", "IrqLine", "Register", "RegisterDevice"),
     "kvmpy.errors": (
         "AssemblyError",
         "BusError",

@@ -47,58 +47,138 @@ class Device(ABC):
 
 
 @record
+class Field:
+    """Bits of a register that have a name of their own: the lowest one's number, and how many there are."""
+
+    name: str
+    bit: int
+    width: int = 1
+
+
+@record
 class Register:
-    """A byte-wide register: offset, the data sheet's name, its value after reset, the bits that a write changes."""
+    """A register of 1, 2, 4 or 8 bytes: offset, the data sheet's name, its value after reset, the bits a write changes.
+
+    `fields` name its bits: `REGISTER.get(value, "field")` takes one out of a value, `put()` returns the value with one
+    changed, `decode()` shows them all.
+    """
 
     offset: int
     name: str
     reset: int = 0
-    writable: int = 0xFF
+    writable: int = -1
+    size: int = 1
+    fields: tuple[Field, ...] = ()
+
+    @property
+    def mask(self) -> int:
+        """All bits of the register."""
+        return (1 << 8 * self.size) - 1
+
+    def _field(self, name: str) -> Field:
+        for field in self.fields:
+            if field.name == name:
+                return field
+        raise ConfigError(f"register {self.name!r}: no field {name!r}; it has {', '.join(f.name for f in self.fields)}")
+
+    def get(self, value: int, name: str) -> int:
+        """Return a field of a value of the register."""
+        field = self._field(name)
+        return value >> field.bit & (1 << field.width) - 1
+
+    def put(self, value: int, name: str, content: int) -> int:
+        """Return the value with a field changed; ConfigError when the content does not fit."""
+        field = self._field(name)
+        limit = (1 << field.width) - 1
+        if not 0 <= content <= limit:
+            raise ConfigError(f"register {self.name!r}: field {name!r} of {field.width} bits cannot hold {content:#x}")
+        return value & ~(limit << field.bit) | content << field.bit
+
+    def decode(self, value: int) -> dict[str, int]:
+        """Return every field of a value by name."""
+        return {field.name: self.get(value, field.name) for field in self.fields}
 
 
 class RegisterDevice(Device):
-    """A device of byte-wide registers, declared in `REGISTERS`. Wider accesses reach the neighbours, as on ISA.
+    """A device of registers, declared in `REGISTERS`. An access may be wider than a register, or narrower.
 
-    A register is storage unless the class has methods `read_NAME()` and `write_NAME(value)`. An offset without a
-    register reads as all ones and ignores writes.
+    A register is storage unless the class has methods `read_NAME()` and `write_NAME(value)`; each is called once per
+    access, with the whole register's value: the bytes that a narrow write leaves out are as they were. Bytes without a
+    register read as all ones and ignore writes, as on ISA.
     """
 
     REGISTERS: tuple[Register, ...] = ()
 
+    def __init_subclass__(cls) -> None:
+        """Refuse registers that overlap, and fields that do not fit, when the class is made."""
+        super().__init_subclass__()
+        taken: dict[int, str] = {}
+        for register in cls.REGISTERS:
+            _check_register(cls.__name__, register)
+            for at in range(register.offset, register.offset + register.size):
+                if at in taken:
+                    both = f"{taken[at]!r} and {register.name!r}"
+                    raise ConfigError(f"{cls.__name__}: registers {both} overlap at {at:#x}")
+                taken[at] = register.name
+
     def __init__(self) -> None:
         self.registers = {register.name: register.reset for register in self.REGISTERS}
-        self._readers = {r.offset: getattr(self, f"read_{r.name}", partial(self._load, r)) for r in self.REGISTERS}
-        self._writers = {r.offset: getattr(self, f"write_{r.name}", partial(self._store, r)) for r in self.REGISTERS}
+        self._at = {r.offset + i: r for r in self.REGISTERS for i in range(r.size)}
+        self._readers = {r.name: getattr(self, f"read_{r.name}", partial(self._load, r)) for r in self.REGISTERS}
+        self._writers = {r.name: getattr(self, f"write_{r.name}", partial(self._store, r)) for r in self.REGISTERS}
 
     def _load(self, register: Register) -> int:
         return self.registers[register.name]
 
     def _store(self, register: Register, value: int) -> None:
-        kept = self.registers[register.name] & ~register.writable
-        self.registers[register.name] = kept | value & register.writable
+        writable = register.writable & register.mask
+        self.registers[register.name] = self.registers[register.name] & ~writable | value & writable
 
     def read(self, offset: int, size: int) -> int:
         """Answer from the registers at `offset` and behind it."""
-        value = 0
-        for i in range(size):
-            reader = self._readers.get(offset + i)
-            value |= (reader() & 0xFF if reader else 0xFF) << 8 * i
-        return value
+        answer, at, end = 0, offset, offset + size
+        while at < end:
+            register = self._at.get(at)
+            value = self._readers[register.name]() & register.mask if register else 0xFF
+            start, behind = (register.offset, register.offset + register.size) if register else (at, at + 1)
+            part = min(behind, end) - at
+            answer |= (value >> 8 * (at - start) & (1 << 8 * part) - 1) << 8 * (at - offset)
+            at += part
+        return answer
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Write the registers at `offset` and behind it, lowest first."""
-        for i in range(size):
-            writer = self._writers.get(offset + i)
-            if writer:
-                writer(value >> 8 * i & 0xFF)
+        at, end = offset, offset + size
+        while at < end:
+            register = self._at.get(at)
+            start, behind = (register.offset, register.offset + register.size) if register else (at, at + 1)
+            part = min(behind, end) - at
+            if register:
+                shift, bits = 8 * (at - start), (1 << 8 * part) - 1
+                content = value >> 8 * (at - offset) & bits
+                kept = self.registers[register.name] & register.mask & ~(bits << shift) if part < register.size else 0
+                self._writers[register.name](kept | content << shift)
+            at += part
 
     def state(self) -> dict[str, object]:
         """Return every register by name."""
         return dict(self.registers)
 
     def restore(self, state: dict[str, object]) -> None:
-        """Take every register back; ConfigError when one is missing or no byte."""
-        self.registers = {name: whole(self, state, name) for name in self.registers}
+        """Take every register back; ConfigError when one is missing or does not fit."""
+        limits = {register.name: register.mask for register in self.REGISTERS}
+        self.registers = {name: whole(self, state, name, limits.get(name, 0xFF)) for name in self.registers}
+
+
+def _check_register(owner: str, register: Register) -> None:
+    if register.size not in (1, 2, 4, 8):
+        raise ConfigError(f"{owner}: register {register.name!r} of {register.size} bytes; they have 1, 2, 4 or 8")
+    taken = 0
+    for field in register.fields:
+        bits = (1 << field.width) - 1 << field.bit
+        if field.width < 1 or bits & ~register.mask or bits & taken:
+            raise ConfigError(f"{owner}: field {field.name!r} of {register.name!r} overlaps another, or does not fit")
+        taken |= bits
 
 
 def whole(device: Device, state: dict[str, object], name: str, limit: int = 0xFF) -> int:
