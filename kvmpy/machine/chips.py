@@ -36,18 +36,22 @@ class Chips(ABC):
     def connect(self, fd: int, gsi: int, on: bool) -> bool:
         """Pulse the line whenever the eventfd is signalled; return whether the accelerator does that by itself."""
 
-    @abstractmethod
     def can_wake(self, vcpu: Vcpu) -> bool:
         """Tell whether the vCPU runs, or something could still wake it. Asked in its own thread, out of the guest."""
+        return True
 
-    def deliver(self, vcpu: Vcpu) -> None:
+    def start(self, vcpu: Vcpu, machine: Machine) -> None:
+        """Wait until the vCPU was started, where the accelerator does not do that; in its own thread."""
+
+    def deliver(self, vcpu: Vcpu, machine: Machine) -> None:
         """Give the vCPU what is requested of it, where the accelerator does not do that; in its own thread."""
 
-    def sleep(self, vcpu: Vcpu, machine: Machine) -> None:
-        """Wait in HLT for something that wakes the vCPU, where the accelerator does not do that; in its own thread."""
+    def halt(self, vcpu: Vcpu, machine: Machine) -> bool:
+        """Serve a vCPU that exited for HLT: wait until it wakes; False when it never will. In its own thread."""
+        return self.can_wake(vcpu)
 
     def wake_all(self) -> None:
-        """End every `sleep()`. Any thread may call it, signal handlers too."""
+        """Let everybody who waits here look whether the machine stops. Any thread may call it, signal handlers too."""
 
     def close(self) -> None:
         """Release what the chips hold."""

@@ -136,11 +136,7 @@ class OwnHandlers:
 
     def _hlt(self, vcpu: Vcpu, exit: exits.Hlt) -> Stop | None:
         """Without a chip that could interrupt it a halted vCPU never wakes up."""
-        machine = self._machine
-        if machine.chips.can_wake(vcpu):
-            machine.chips.sleep(vcpu, machine)
-            return None
-        return halt(vcpu, exit) if machine.sleepers.report(vcpu.id, asleep=True) else None
+        return None if self._machine.chips.halt(vcpu, self._machine) else halt(vcpu, exit)
 
     def _msr(self, access: str, _vcpu: Vcpu, exit: exits.Rdmsr | exits.Wrmsr) -> None:
         """An MSR that nobody implements is #GP (Intel SDM vol. 2, RDMSR and WRMSR)."""
@@ -154,7 +150,7 @@ class OwnHandlers:
     def _window(self, vcpu: Vcpu, _exit: exits.IrqWindowOpen) -> None:
         """The guest takes interrupts now; if nobody waits for that any longer, it does not exit for it again."""
         vcpu.interrupt_window = False
-        self._machine.chips.deliver(vcpu)
+        self._machine.chips.deliver(vcpu, self._machine)
 
     def _system_event(self, vcpu: Vcpu, exit: exits.SystemEvent) -> Stop:
         kind, what = SYSTEM_EVENTS.get(exit.kind, (StopKind.INTERNAL_ERROR, f"reported event {exit.kind}"))
@@ -200,6 +196,7 @@ class Dispatch(dict[int, "Callable[[], object]"]):
             with lock:
                 self.vcpu.share(lock)
                 try:
+                    self.machine.chips.start(self.vcpu, self.machine)
                     self._loop(sys.maxsize if limit is None else limit)
                 finally:
                     self.vcpu.share(None)
@@ -261,6 +258,7 @@ class Dispatch(dict[int, "Callable[[], object]"]):
     def _typed(self, kind: type[Exit], key: int, value: int) -> object:
         """Let a handler see the exit as an object."""
         exit = self.vcpu.typed_exit(key | value << packed.VALUE_SHIFT)
+        self.machine.served = self.vcpu.id
         outcome = self.machine.handlers[kind](self.vcpu, exit)
         if outcome is None:
             # A handler that stepped the vCPU may have met the kick that was meant for this thread.
@@ -288,7 +286,7 @@ class Dispatch(dict[int, "Callable[[], object]"]):
             asleep = not machine.chips.can_wake(self.vcpu)
             if machine.sleepers.report(self.vcpu.id, asleep=asleep):
                 return self._stop(halt(self.vcpu))
-        machine.chips.deliver(self.vcpu)
+        machine.chips.deliver(self.vcpu, machine)
         return self._go_on()
 
     def _attend(self, _key: int, _value: int) -> object:
@@ -334,13 +332,15 @@ class Dispatch(dict[int, "Callable[[], object]"]):
                 data[:] = ports.read_many(port, size, len(data) // size)
 
     def _mmio(self, key: int) -> PackedHandler:
-        mmio, vcpu, size = self.machine.bus.mmio, self.vcpu, packed.size_of(key)
+        machine, mmio, vcpu, size = self.machine, self.machine.bus.mmio, self.vcpu, packed.size_of(key)
 
         def write(_value: int) -> None:
+            machine.served = vcpu.id
             gpa, value = vcpu.mmio
             mmio.write(gpa, size, value)
 
         def read(_value: int) -> None:
+            machine.served = vcpu.id
             vcpu.answer(mmio.read(vcpu.mmio[0], size))
 
         return self._keep(key, write if key & packed.OUT else read)

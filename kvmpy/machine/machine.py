@@ -11,7 +11,7 @@ from kvmpy.errors import ClosedError, ConfigError, HostError
 from kvmpy.machine.board import Board
 from kvmpy.machine.bus import Bus
 from kvmpy.machine.chips import CPU_LIMIT, Sleepers, check_name, make_chips
-from kvmpy.machine.dispatch import Dispatch, Handlers, OwnHandlers
+from kvmpy.machine.dispatch import Dispatch, Handlers, OwnHandlers, halt
 from kvmpy.machine.eventfds import Eventfds
 from kvmpy.machine.events import Events, Gate, Timer
 from kvmpy.machine.stop import Stop, StopKind
@@ -60,6 +60,7 @@ class Machine:
         self.accelerator = accelerator.name
         self.coalesce = coalesce
         self.stop_reason: Stop | None = None
+        self.served = 0  # the vCPU whose access to memory a device sees
         self.dispatches: list[Dispatch] = []
         self._threads: list[VcpuThread] = []
         self._timer = Timer(lambda: None)
@@ -80,7 +81,7 @@ class Machine:
             self._closers.append(self.chips.close)
             if cpus > self.chips.cpu_limit:
                 raise ConfigError(
-                    f"{cpus} vCPUs with irqchip {irqchip!r}: only the first could ever start; use KVM's own, 'kernel'"
+                    f"{cpus} vCPUs with irqchip {irqchip!r}: only the first could ever start; choose another irqchip"
                 )
             self.events = Events(self.vm.lock)
             self._closers.append(self.events.close)
@@ -235,6 +236,10 @@ class Machine:
             self.gate.open_for_good()
             self.chips.wake_all()
             self.events.wake()
+
+    def halted(self, vcpu: Vcpu) -> None:
+        """Stop, for every vCPU sleeps and nothing can wake one."""
+        self.stop(halt(vcpu))
 
     def hold(self, who: str) -> None:
         """Keep the vCPUs out of the guest until `gate.release(who)`. Any thread may call it; they come out soon."""

@@ -21,7 +21,6 @@ PROMPT = b"\n> "
 GUEST_MEMORY = 64 << 20
 
 
-@pytest.mark.needs("chips")
 def test_a_second_cpu_that_runs_keeps_a_machine_alive_whose_first_sleeps(accelerator: Accelerator) -> None:
     """The second was asleep once: before its SIPI. It runs without exits until the host lets it go on."""
     first = "wait: cmp byte ptr [0x9000], 0x5a\njne wait\nout 0x91, al\ncli\nhlt"
@@ -36,7 +35,6 @@ def test_a_second_cpu_that_runs_keeps_a_machine_alive_whose_first_sleeps(acceler
     assert (stop.kind, stop.code) == (StopKind.EXIT, 7)
 
 
-@pytest.mark.needs("chips")
 def test_a_machine_halts_when_the_second_cpu_sleeps_too(accelerator: Accelerator) -> None:
     first = "wait: cmp byte ptr [0x9000], 0x5a\njne wait\ncli\nhlt"
     second = "mov byte ptr [0x9000], 0x5a\ncli\nhlt"
@@ -190,6 +188,123 @@ def test_a_timer_of_a_device_interrupts(accelerator: Accelerator) -> None:
 
         machine.events.call_at(time.monotonic() + 0.05, alarm)
         assert machine.run(timeout=10).code == 0x2A
+
+
+# The APICs, the same whoever implements them
+
+
+IDT = """
+        mov eax, {handler}                  ; vector 0x40: an interrupt gate
+        mov word ptr [0x2200], ax
+        mov word ptr [0x2202], 8
+        mov word ptr [0x2204], 0x8e00
+        shr eax, 16
+        mov word ptr [0x2206], ax
+        lidt [table]
+        mov esi, 0xfee000f0
+        mov dword ptr [esi], 0x1ff          ; the local APIC on
+        mov al, 0xff                        ; and the PICs off: some chips let them through after reset
+        out 0x21, al
+        out 0xa1, al
+"""
+IDT_TABLE = "table: .word 0x7ff\n.long 0x2000"
+chips = pytest.mark.parametrize("chips", ["auto", "python"])
+
+
+@chips
+@pytest.mark.needs("exceptions_32")
+def test_the_local_timer_interrupts_a_halted_guest(accelerator: Accelerator, chips: str) -> None:
+    """One shot; the handler leaves, so that no IRET is needed."""
+    source = f"""
+        {IDT.format(handler="arrived")}
+        mov esi, 0xfee00320
+        mov dword ptr [esi], 0x40           ; one shot, vector 0x40
+        mov esi, 0xfee003e0
+        mov dword ptr [esi], 0xb            ; divide by 1
+        mov esi, 0xfee00380
+        mov dword ptr [esi], 5000000
+        sti
+    again: hlt
+        jmp again
+    arrived: mov al, 0x21
+        out 0xf4, al
+    {IDT_TABLE}
+    """
+    with loaded(accelerator, source, mode="protected", irqchip=chips) as machine:
+        assert machine.run(timeout=10).code == 0x21
+
+
+@chips
+@pytest.mark.needs("exceptions_32")
+def test_a_line_through_the_io_apic(accelerator: Accelerator, chips: str) -> None:
+    source = f"""
+        {IDT.format(handler="arrived")}
+        mov esi, 0xfec00000
+        mov dword ptr [esi], 0x10 + 2 * 9 + 1
+        mov edi, 0xfec00010
+        mov dword ptr [edi], 0
+        mov dword ptr [esi], 0x10 + 2 * 9
+        mov dword ptr [edi], 0x40           ; pin 9, edge, to vector 0x40 of processor 0
+        out 0x91, al
+        sti
+    again: hlt
+        jmp again
+    arrived: mov al, 0x22
+        out 0xf4, al
+    {IDT_TABLE}
+    """
+    with loaded(accelerator, source, mode="protected", irqchip=chips) as machine:
+
+        def pulse() -> None:
+            machine.chips.set_line(9, 1)
+            machine.chips.set_line(9, 0)
+
+        machine.events.call_at(time.monotonic() + 0.2, pulse)
+        assert machine.run(timeout=10).code == 0x22
+
+
+@chips
+@pytest.mark.needs("exceptions_32")
+def test_one_cpu_interrupts_another(accelerator: Accelerator, chips: str) -> None:
+    """The second sends vector 0x40 to the first, which sleeps."""
+    first = f"""
+        {IDT.format(handler="arrived")}
+        mov ebx, 0x9001
+        mov byte ptr [ebx], 1
+        sti
+    again: hlt
+        jmp again
+    arrived: mov al, 0x23
+        out 0xf4, al
+    {IDT_TABLE}
+    """
+    second = """
+    wait: cmp byte ptr [0x9001], 1
+        jne wait
+        mov ax, 0xffff                      ; the APIC is out of reach in real mode: through a flat segment
+        cli
+        lgdt [0x9100]
+        mov eax, cr0
+        or al, 1
+        mov cr0, eax
+        mov bx, 8
+        mov ds, bx
+        mov esi, 0xfee00300
+        mov dword ptr [esi], 0x00004040     ; fixed, vector 0x40, to the processor in ICR's upper half: 0
+        hlt
+    """
+    with loaded(accelerator, on_second_cpu(first, second), mode="protected", cpus=2, irqchip=chips) as machine:
+        machine.memory.write(0x9100, b"\x0f\0" + (0x9110).to_bytes(4, "little"))
+        machine.memory.write_int(0x9118, 8, 0x00CF93000000FFFF)
+        assert machine.run(timeout=10).code == 0x23
+
+
+@chips
+def test_a_second_cpu_with_either_chips(accelerator: Accelerator, chips: str) -> None:
+    first = "wait: cmp byte ptr [0x9000], 0x5a\njne wait\nmov al, 3\nout 0xf4, al"
+    source = on_second_cpu(first, "mov byte ptr [0x9000], 0x5a\ncli\nhlt")
+    with loaded(accelerator, source, mode="protected", cpus=2, irqchip=chips) as machine:
+        assert machine.run(timeout=10).code == 3
 
 
 @pytest.mark.needs("chips")

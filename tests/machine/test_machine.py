@@ -208,7 +208,6 @@ START_SECOND = """
 """
 
 
-@pytest.mark.needs("chips")
 def test_a_second_cpu_starts_by_init_and_sipi(accelerator: Accelerator) -> None:
     source = f"""
         mov edi, 0x8000
@@ -233,7 +232,6 @@ def test_a_second_cpu_starts_by_init_and_sipi(accelerator: Accelerator) -> None:
     assert (stop.kind, stop.code) == (StopKind.EXIT, 3)
 
 
-@pytest.mark.needs("chips")
 def test_a_machine_with_two_cpus_halts_when_both_sleep(accelerator: Accelerator) -> None:
     stop, _, _ = boot(accelerator, "cli\nhlt", cpus=2)  # the second was never started
     assert stop.kind == StopKind.HALT
@@ -286,7 +284,7 @@ def test_a_port_is_asked_anew_at_each_read(accelerator: Accelerator, size: int, 
         assert machine.vcpus[0].regs.rax & (1 << 8 * size) - 1 == 0x0303_0303 & (1 << 8 * size) - 1
 
 
-@pytest.mark.parametrize(("cpus", "irqchip"), [(0, "auto"), (65, "auto"), (2, "none"), (2, "python"), (1, "both")])
+@pytest.mark.parametrize(("cpus", "irqchip"), [(0, "auto"), (65, "auto"), (2, "none"), (1, "both")])
 def test_machines_that_cannot_be_are_refused(accelerator: Accelerator, cpus: int, irqchip: str) -> None:
     with pytest.raises(ConfigError):
         Machine(accelerator, memory=MEMORY, cpus=cpus, irqchip=irqchip)
