@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from random import Random
 
 import pytest
+from console import needs_kvm
 from machines import loaded
 
 from kvmpy.accel.exits import (
@@ -24,9 +27,27 @@ from kvmpy.accel.exits import (
 from kvmpy.accel.probe import PROBES
 from kvmpy.accel.soft import SoftAccelerator
 from kvmpy.accel.soft_features import MISSING
-from kvmpy.accel.testbed import CODE, DATA, HANDLERS, PRESENT_WRITABLE_USER, PT, Testbed
+from kvmpy.accel.testbed import (
+    CODE,
+    CODE32,
+    CODE64,
+    DATA,
+    DATA32,
+    HANDLERS,
+    IDT,
+    PRESENT_WRITABLE_USER,
+    PT,
+    STACK,
+    TSS,
+    USER_CODE32,
+    USER_CODE64,
+    USER_DATA,
+    USER_STACK,
+    Testbed,
+)
 from kvmpy.asm import assemble
 from kvmpy.cpu.modes import protected_mode
+from kvmpy.cpu.state import Segment
 from kvmpy.errors import UnsupportedError
 from kvmpy.machine.stop import Stop, StopKind
 from kvmpy.memory import GuestMemory
@@ -310,3 +331,146 @@ def test_such_an_instruction_that_is_written_later_is_found(soft: SoftAccelerato
         assert isinstance(bed.go(), IoOut)
         bed.memory.write(CODE + 5, b"\x0f\x32")
         assert bed.go() == Rdmsr(0x1A0)
+
+
+# Delivery, where no trapped-instruction test goes: IST, SYSENTER, virtual-8086 mode, nested faults
+
+
+def test_an_ist_gives_the_stack(soft: SoftAccelerator) -> None:
+    """Intel SDM vol. 3, 6.14.5: RSP from the TSS, aligned to 16 bytes, also without a change of ring."""
+    with Testbed(soft, 64) as bed:
+        bed.load(b"\x0f\x0b")
+        bed.memory.write_int(IDT + 16 * 6 + 4, 1, 3)  # #UD on IST3
+        bed.memory.write_int(TSS + 36 + 8 * 2, 8, 0x1_7777)
+        assert bed.vector(bed.go()) == 6
+        assert bed.vcpu.regs.rsp == 0x1_7770 - 5 * 8
+        assert bed.frame(5) == [CODE, CODE64, 0x10002, STACK, DATA32]
+
+
+def test_an_interrupt_from_ring_3_changes_the_stack(soft: SoftAccelerator) -> None:
+    for bits, width in ((32, 4), (64, 8)):
+        with Testbed(soft, bits) as bed:
+            bed.load(b"\x0f\x0b", ring=3)
+            assert bed.vector(bed.go()) == 6
+            assert bed.vcpu.regs.rsp == STACK - 5 * width
+            code = USER_CODE64 if bits == 64 else USER_CODE32
+            assert bed.frame(5) == [CODE, code, 0x10002, USER_STACK, USER_DATA]
+            assert bed.vcpu.sregs.ss.selector == (0 if bits == 64 else DATA32)
+
+
+def test_sysenter_of_64_bit_mode(soft: SoftAccelerator) -> None:
+    """Intel SDM vol. 2, SYSENTER: CS from the MSR, SS 8 above, IF cleared, RIP and RSP from MSRs."""
+    with Testbed(soft, 64) as bed:
+        bed.load(assemble("sysenter\nhlt", bits=64, origin=CODE).code, ring=3)
+        bed.memory.write(CODE + 0x100, assemble("out 0xee, al\nhlt", bits=64, origin=CODE + 0x100).code)
+        state = bed.initial_state(ring=3)
+        state.regs.rflags |= 1 << 9
+        state.msrs = {0x174: CODE64, 0x175: 0x9000, 0x176: CODE + 0x100}
+        bed.vcpu.state = state
+        assert bed.vector(bed.go()) == 0xEE
+        regs, sregs = bed.vcpu.regs, bed.vcpu.sregs
+        assert (sregs.cs.selector, sregs.ss.selector, regs.rsp) == (CODE64, CODE64 + 8, 0x9000)
+        assert not regs.rflags & 1 << 9
+
+
+def test_sysenter_without_its_msr_is_gp(soft: SoftAccelerator) -> None:
+    with Testbed(soft, 64) as bed:
+        bed.load(assemble("nop\nsysenter", bits=64, origin=CODE).code, ring=3)
+        assert bed.vector(bed.go()) == 13
+        assert bed.frame(2) == [0, CODE + 1]
+
+
+def test_syscall_without_efer_sce_is_ud(soft: SoftAccelerator) -> None:
+    with Testbed(soft, 64) as bed:
+        bed.load(assemble("nop\nsyscall", bits=64, origin=CODE).code, ring=3)
+        assert bed.vector(bed.go()) == 6
+        assert bed.frame(1) == [CODE + 1]
+
+
+VM = 1 << 17
+
+
+def in_virtual_8086_mode(bed: Testbed, code: bytes, *, iopl: int) -> None:
+    """Run `code` at 0C00:0000 with SS:SP 1000:8000, and marks in the data segments."""
+    bed.load(code, ring=3)
+    state = bed.initial_state(ring=3)
+    for name, selector in (("cs", CODE >> 4), ("ss", 0x1000), ("ds", 0x11), ("es", 0x22), ("fs", 0x33), ("gs", 0x44)):
+        setattr(state.sregs, name, Segment(selector, selector << 4, 0xFFFF, type=3, dpl=3))
+    state.regs.rip, state.regs.rsp = 0, 0x8000
+    state.regs.rflags = 2 | VM | iopl << 12
+    bed.vcpu.sregs, bed.vcpu.regs = state.sregs, state.regs
+
+
+def test_an_exception_leaves_virtual_8086_mode_with_all_its_segments(soft: SoftAccelerator) -> None:
+    """Intel SDM vol. 3, 20.3.1.1 and figure 20-4: GS, FS, DS, ES, SS, ESP, EFLAGS, CS, EIP on the ring-0 stack."""
+    with Testbed(soft, 32) as bed:
+        in_virtual_8086_mode(bed, b"\x90\x0f\x0b", iopl=3)
+        assert bed.vector(bed.go()) == 6
+        eip, cs, eflags, *rest = bed.frame(9)
+        assert (eip, cs, rest) == (1, CODE >> 4, [0x8000, 0x1000, 0x22, 0x11, 0x33, 0x44])
+        assert eflags & VM
+        assert not bed.vcpu.regs.rflags & VM
+        sregs = bed.vcpu.sregs
+        assert [s.selector for s in (sregs.ds, sregs.es, sregs.fs, sregs.gs)] == [0, 0, 0, 0]
+        assert sregs.cs.selector == CODE32
+
+
+@pytest.mark.parametrize(("iopl", "vector"), [(3, 0x42), (0, 13)])
+def test_int_n_of_virtual_8086_mode_needs_iopl_3(soft: SoftAccelerator, iopl: int, vector: int) -> None:
+    with Testbed(soft, 32) as bed:
+        in_virtual_8086_mode(bed, b"\xcd\x42", iopl=iopl)
+        assert bed.vector(bed.go()) == vector
+
+
+def test_ports_of_virtual_8086_mode_go_by_the_bitmap_whatever_iopl_is(soft: SoftAccelerator) -> None:
+    for port, allowed in ((0xF0, True), (0x500, False)):
+        with Testbed(soft, 32) as bed:
+            in_virtual_8086_mode(bed, b"\xba" + port.to_bytes(2, "little") + b"\xee", iopl=3)
+            exit = bed.go()
+            assert (exit == IoOut(port, 1, b"\0")) == allowed
+            assert allowed or bed.vector(exit) == 13
+
+
+@pytest.mark.parametrize("source", ["xor ecx, ecx\ndiv ecx", "mov ax, 0x1234\nmov ds, ax"])
+def test_a_fault_whose_handler_has_no_gate_is_a_double_fault_then_a_shutdown(
+    soft: SoftAccelerator, source: str
+) -> None:
+    """Intel SDM vol. 3, table 6-5: contributory after contributory; and without a gate for #DF, the end."""
+    for remove_double_fault in (False, True):
+        with Testbed(soft, 64) as bed:
+            bed.load(assemble(source, bits=64, origin=CODE).code)
+            for vector in (0, 11, 13, *([8] if remove_double_fault else [])):
+                bed.memory.write(IDT + 16 * vector, bytes(16))
+            exit = bed.go()
+            assert isinstance(exit, Shutdown) if remove_double_fault else bed.vector(exit) == 8
+
+
+def test_int_n_through_a_gate_of_lower_dpl_is_gp_at_the_instruction(soft: SoftAccelerator) -> None:
+    with Testbed(soft, 64) as bed:
+        bed.load(assemble("nop\nint 0x42", bits=64, origin=CODE).code, ring=3)
+        bed.memory.write_int(IDT + 16 * 0x42 + 5, 1, 0x8E)
+        assert bed.vector(bed.go()) == 13
+        assert bed.frame(2) == [0x42 << 3 | 2, CODE + 1]
+
+
+def test_sti_holds_interrupts_back_for_one_instruction(soft: SoftAccelerator) -> None:
+    """Intel SDM vol. 2, STI."""
+    with Testbed(soft, 64) as bed:
+        bed.load(assemble("sti\nnop\nnop\nhlt", bits=64, origin=CODE).code)
+        bed.vcpu.interrupt(0x50)
+        assert bed.vector(bed.go()) == 0x50
+        assert bed.frame(1) == [CODE + 2]
+
+
+BOOT_AND_LIST = """
+import sys
+from kvmpy.cli import main
+main(["boot", "hello.bin", "--accel", "kvm"])
+print([name for name in sys.modules if "soft" in name or "unicorn" in name])
+"""
+
+
+@needs_kvm
+def test_a_boot_on_kvm_pays_for_none_of_it() -> None:
+    done = subprocess.run([sys.executable, "-c", BOOT_AND_LIST], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "Hello from real mode\n[]\n"
