@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpy.accel import exits
-    from kvmpy.accel.base import Accelerator, Vcpu, Vm
+    from kvmpy.accel.base import Accelerator, Vcpu, Vm, Watchpoint
     from kvmpy.accel.choose import open_accelerator
     from kvmpy.accel.exits import Exit
     from kvmpy.accel.kvm import KvmAccelerator
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "kvmpy.accel": ("exits",),
-    "kvmpy.accel.base": ("Accelerator", "Vcpu", "Vm"),
+    "kvmpy.accel.base": ("Accelerator", "Vcpu", "Vm", "Watchpoint"),
     "kvmpy.accel.exits": ("Exit",),
     "kvmpy.accel.choose": ("open_accelerator",),
     "kvmpy.accel.kvm": ("KvmAccelerator",),

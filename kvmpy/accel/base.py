@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from kvmpy.errors import ConfigError
+from kvmpy.record import record
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sized
     from typing import Self
 
     from kvmpy.accel.exits import Exit
@@ -16,6 +19,29 @@ if TYPE_CHECKING:
     from kvmpy.errors import KvmpyError
     from kvmpy.kvm.lock import Lock
     from kvmpy.memory import GuestMemory
+
+
+DEBUG_REGISTERS = 4  # what breakpoints and watchpoints share (Intel SDM vol. 3, 17.2.1)
+WATCH_SIZES = (1, 2, 4, 8)
+
+
+@record
+class Watchpoint:
+    """Bytes at a linear address, aligned to their number, whose writing, or also `reads`, is a Debug exit."""
+
+    address: int
+    size: int = 1
+    reads: bool = False
+
+
+def check_debug_registers(breakpoints: Sized, watchpoints: Collection[Watchpoint]) -> None:
+    """Raise ConfigError when the processor could not watch all of these."""
+    count = len(breakpoints) + len(watchpoints)
+    if count > DEBUG_REGISTERS:
+        raise ConfigError(f"{count} breakpoints and watchpoints: the processor has four debug registers; remove some")
+    for point in watchpoints:
+        if point.size not in WATCH_SIZES or point.address % point.size:
+            raise ConfigError(f"{point!r}: 1, 2, 4 or 8 bytes can be watched, at a multiple of their number")
 
 
 class Closing(ABC):
@@ -152,6 +178,18 @@ class Vcpu(Closing):
     @breakpoints.setter
     @abstractmethod
     def breakpoints(self, addresses: Iterable[int]) -> None: ...
+
+    @property
+    @abstractmethod
+    def watchpoints(self) -> list[Watchpoint]:
+        """Data whose access gives a Debug exit behind the instruction; with the breakpoints at most four.
+
+        Which one is told by DR6: the breakpoints' bits come first, in their order.
+        """
+
+    @watchpoints.setter
+    @abstractmethod
+    def watchpoints(self, points: Iterable[Watchpoint]) -> None: ...
 
     @property
     @abstractmethod

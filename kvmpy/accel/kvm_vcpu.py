@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvmpy.accel import packed
+from kvmpy.accel.base import DEBUG_REGISTERS, Watchpoint, check_debug_registers
 from kvmpy.accel.kvm_state import (
     load_debug,
     load_events,
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 RFLAGS_IF = 1 << 9
 LAST_VECTOR = 255
-BREAKPOINT_LIMIT = 4
+DR7_WRITE, DR7_READ_WRITE = 1, 3
+DR7_LENGTH = {1: 0, 2: 1, 4: 3, 8: 2}
 DR7_FIXED = 0x400  # bit 10 reads as one (Intel SDM vol. 3, 17.2.4)
 XSTATE_BV_AT = 512  # the first word of the XSAVE header (Intel SDM vol. 1, 13.4.2)
 XSTATE_X87_SSE = 3
@@ -52,6 +54,7 @@ class KvmVcpu(RunPath):
         self._page_at = -1  # the number of entries after which the run page's registers were filled
         self._interrupted_at = -1  # the number of entries at which an interrupt was queued
         self._breakpoints: list[int] = []
+        self._watchpoints: list[Watchpoint] = []
         self._fill_page = constant("KVM_SYNC_X86_REGS") | constant("KVM_SYNC_X86_SREGS")
         fd.run.kvm_valid_regs = self._fill_page
 
@@ -213,19 +216,34 @@ class KvmVcpu(RunPath):
     @breakpoints.setter
     def breakpoints(self, addresses: Iterable[int]) -> None:
         wanted = list(dict.fromkeys(addresses))
-        if len(wanted) > BREAKPOINT_LIMIT:
-            raise ConfigError(f"{len(wanted)} breakpoints: the processor has four debug registers; remove some")
+        check_debug_registers(wanted, self._watchpoints)
         self._breakpoints = wanted
         self._arm_breakpoints()
         self._note_attention()
 
+    @property
+    def watchpoints(self) -> list[Watchpoint]:
+        """The data whose access gives a Debug exit."""
+        return list(self._watchpoints)
+
+    @watchpoints.setter
+    def watchpoints(self, points: Iterable[Watchpoint]) -> None:
+        wanted = list(points)
+        check_debug_registers(self._breakpoints, wanted)
+        self._watchpoints = wanted
+        self._arm_breakpoints()
+
     def _arm_breakpoints(self) -> None:
-        if not self._breakpoints:
+        addresses = [*self._breakpoints, *(point.address for point in self._watchpoints)]
+        if not addresses:
             self._debug(0)
             return
-        dr7 = DR7_FIXED | sum(1 << 2 * i for i in range(len(self._breakpoints)))
-        spare = [0] * (BREAKPOINT_LIMIT - len(self._breakpoints))
-        registers = [*self._breakpoints, *spare, 0, 0, 0, dr7]
+        # DR7 (Intel SDM vol. 3, 17.2.4): for each register an enable bit, and kind and length of the access.
+        dr7 = DR7_FIXED | sum(1 << 2 * i for i in range(len(addresses)))
+        for i, point in enumerate(self._watchpoints, start=len(self._breakpoints)):
+            kind = DR7_READ_WRITE if point.reads else DR7_WRITE
+            dr7 |= (kind | DR7_LENGTH[point.size] << 2) << 16 + 4 * i
+        registers = [*addresses, *[0] * (DEBUG_REGISTERS - len(addresses)), 0, 0, 0, dr7]
         self._debug(constant("KVM_GUESTDBG_ENABLE") | constant("KVM_GUESTDBG_USE_HW_BP"), registers)
 
     def _debug(self, control: int, registers: Iterable[int] = ()) -> None:

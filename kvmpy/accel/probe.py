@@ -7,6 +7,7 @@ the host's name: what one host's KVM emulates wrongly or not at all, another's p
 from __future__ import annotations
 
 from kvmpy.accel import exits
+from kvmpy.accel.base import Watchpoint
 from kvmpy.accel.testbed import CODE, DATA, IDT, PML4, USER_CODE64, Testbed
 from kvmpy.errors import UnsupportedError
 
@@ -111,6 +112,14 @@ def _breakpoint(accelerator: Accelerator) -> bool:
         bed.load(bytes.fromhex("90 90 90 f4"))
         bed.vcpu.breakpoints = [CODE + 1]
         return _stopped_at(bed.go(), CODE + 1) and isinstance(bed.go(), exits.Hlt)
+
+
+def _watchpoint(accelerator: Accelerator) -> bool:
+    """A host's watchpoint on DATA: mov byte ptr [DATA], 1; nop; hlt."""
+    with Testbed(accelerator, 64) as bed:
+        bed.load(bytes.fromhex(f"c604 25 {_le32(DATA)} 01 90 f4"))
+        bed.vcpu.watchpoints = [Watchpoint(DATA)]
+        return _stopped_at(bed.go(), CODE + 8) and isinstance(bed.go(), exits.Hlt)
 
 
 def _stopped_at(exit: Exit, address: int) -> bool:
@@ -293,6 +302,7 @@ PROBES: dict[str, tuple[str, Callable[[Accelerator], bool]]] = {
     "paging_32": ("32-bit paging without long mode", _paging32),
     "single_step": ("single step by the host", _single_step),
     "breakpoint": ("hardware breakpoints by the host", _breakpoint),
+    "watchpoint": ("data watchpoints by the host", _watchpoint),
     "guest_watchpoint": ("a data watchpoint that the guest sets", _guest_watchpoint),
     "interrupt": ("interrupts from user space (KVM_INTERRUPT)", _interrupt),
     "nmi": ("NMIs from user space", _nmi),

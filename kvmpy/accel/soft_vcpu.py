@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from kvmpy.accel import packed
+from kvmpy.accel.base import Watchpoint, check_debug_registers
 from kvmpy.accel.run_path import RunPath
 from kvmpy.accel.soft_state import load_regs, load_sregs, store_regs, store_sregs
 from kvmpy.cpu.state import CpuState, DebugRegisters, MpState, PendingEvents, Registers, Segment, SystemRegisters
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from kvmpy.memory import Region
     from kvmpy.softcpu.binding import CData
 
-BREAKPOINT_LIMIT = 4
 LAST_VECTOR = 255
 RFLAGS_IF = 1 << 9
 HF_INHIBIT_IRQ = 1 << 3
@@ -38,6 +38,7 @@ class SoftVcpu(RunPath):
         self._lock: Lock | None = None
         self._apic_base = 0xFEE0_0900
         self._breakpoints: list[int] = []
+        self._watchpoints: list[Watchpoint] = []
         error = ffi.new("int *")
         self._open: CData | None = lib.soft_open(error)
         check("opening the engine", error[0])
@@ -246,10 +247,22 @@ class SoftVcpu(RunPath):
     @breakpoints.setter
     def breakpoints(self, addresses: Iterable[int]) -> None:
         wanted = list(dict.fromkeys(addresses))
-        if len(wanted) > BREAKPOINT_LIMIT:
-            raise ConfigError(f"{len(wanted)} breakpoints: the processor has four debug registers; remove some")
+        check_debug_registers(wanted, self._watchpoints)
         check("setting breakpoints", lib.soft_set_breakpoints(self._soft, wanted, len(wanted)))
         self._breakpoints = wanted
+
+    @property
+    def watchpoints(self) -> list[Watchpoint]:
+        """The data whose access gives a Debug exit. While there are any, the guest is executed step by step."""
+        return list(self._watchpoints)
+
+    @watchpoints.setter
+    def watchpoints(self, points: Iterable[Watchpoint]) -> None:
+        wanted = list(points)
+        check_debug_registers(self._breakpoints, wanted)
+        watches = [(self.translate(p.address) or p.address, p.size, p.reads) for p in wanted]
+        check("setting watchpoints", lib.soft_set_watches(self._soft, watches, len(watches)))
+        self._watchpoints = wanted
 
     # Identification and events
 

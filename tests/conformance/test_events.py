@@ -7,8 +7,10 @@ import threading
 import pytest
 from conftest import Guests
 
+from kvmpy.accel.base import Watchpoint
 from kvmpy.accel.exits import Debug, Hlt, Interrupted, IoOut
-from kvmpy.accel.testbed import CODE
+from kvmpy.accel.testbed import CODE, DATA
+from kvmpy.asm import assemble
 from kvmpy.errors import ConfigError
 
 NMI, UD, GP = 2, 6, 13
@@ -109,6 +111,54 @@ def test_breakpoints_can_be_removed(guests: Guests) -> None:
     assert isinstance(bed.go(), Debug)
     bed.vcpu.breakpoints = []
     assert isinstance(bed.go(), Hlt)
+
+
+@pytest.mark.needs("watchpoint")
+@pytest.mark.parametrize("bits", MODES)
+def test_a_watchpoint_stops_behind_each_write(guests: Guests, bits: int) -> None:
+    """A data breakpoint is a trap (SDM vol. 3, 17.3.1.2): it comes behind the instruction, which happened once."""
+    source = f"""
+        mov bx, {DATA}
+        mov al, [bx]
+        inc byte ptr [bx]
+        mov byte ptr [bx + 4], 9
+        inc byte ptr [bx]
+        hlt
+    """
+    pointer = {16: "bx", 32: "ebx", 64: "rbx"}[bits]
+    code = assemble(source.replace("[bx", f"[{pointer}").replace("mov bx", f"mov {pointer}"), bits=bits, origin=CODE)
+    bed = guests.load(bits, "hlt")
+    bed.load(code.code)
+    bed.vcpu.watchpoints = [Watchpoint(DATA, 1)]
+    for count in (1, 2):
+        exit = bed.go()
+        assert isinstance(exit, Debug)
+        assert exit.dr6 & 0xF == 1
+        assert bed.memory.read_int(DATA, 1) == count
+    assert isinstance(bed.go(), Hlt)
+
+
+@pytest.mark.needs("watchpoint", "breakpoint")
+def test_a_watchpoint_of_reads_and_a_breakpoint_together(guests: Guests) -> None:
+    bed = guests.load(64, f"mov rbx, {DATA}\nnop\nmov ax, [rbx + 2]\nhlt")
+    bed.vcpu.breakpoints = [CODE + 7]
+    bed.vcpu.watchpoints = [Watchpoint(DATA, 8, reads=True)]
+    first, second = bed.go(), bed.go()
+    assert isinstance(first, Debug)
+    assert isinstance(second, Debug)
+    assert (first.dr6 & 0xF, second.dr6 & 0xF) == (1, 2)
+    bed.vcpu.watchpoints = []
+    assert isinstance(bed.go(), Hlt)
+
+
+@pytest.mark.parametrize("point", [Watchpoint(DATA + 1, 2), Watchpoint(DATA, 3), Watchpoint(DATA, 16)])
+def test_watchpoints_that_cannot_be(guests: Guests, point: Watchpoint) -> None:
+    bed = guests.load(64, "hlt")
+    with pytest.raises(ConfigError, match="multiple"):
+        bed.vcpu.watchpoints = [point]
+    bed.vcpu.breakpoints = [1, 2, 3]
+    with pytest.raises(ConfigError, match="four"):
+        bed.vcpu.watchpoints = [Watchpoint(DATA), Watchpoint(DATA + 1)]
 
 
 def test_there_are_four_breakpoints(guests: Guests) -> None:

@@ -16,6 +16,7 @@ struct cpu {
 struct uc_x86_msr { uint32_t index; uint64_t value; };
 struct soft_cpuid { uint32_t function, index, by_index; uint32_t eax, ebx, ecx, edx; };
 
+struct soft_watch { uint64_t gpa; uint32_t size, reads; };
 struct soft_cpu {
     struct cpu *cpu;
     struct soft_cpuid cpuid[...];
@@ -56,6 +57,7 @@ void soft_store_cpu(struct soft_cpu *s, int flush);
 uint64_t soft_rflags(struct soft_cpu *s);
 void soft_set_rflags(struct soft_cpu *s, uint64_t flags);
 int soft_set_breakpoints(struct soft_cpu *s, const uint64_t *addresses, uint32_t count);
+int soft_set_watches(struct soft_cpu *s, const struct soft_watch *watches, uint32_t count);
 int soft_translate(struct soft_cpu *s, uint64_t linear, uint64_t *gpa);
 int soft_reg_read(struct soft_cpu *s, int regid, void *value);
 int soft_reg_write(struct soft_cpu *s, int regid, const void *value);

@@ -521,7 +521,7 @@ static void on_breakpoint(uc_engine *engine, uint64_t address, uint32_t size, vo
 {
     struct soft_cpu *s = data;
     (void)engine, (void)size;
-    if (s->leaving == address || s->single) {
+    if (s->leaving == address || (s->single && !s->heeding)) {
         s->leaving = NOWHERE;
         return;
     }
@@ -820,16 +820,42 @@ static uint64_t before_guest(struct soft_cpu *s)
     return exit ? exit : deliver_waiting(s);
 }
 
+/* One instruction, and the exit it causes; 0 when it just went by. */
+static uint64_t one_instruction(struct soft_cpu *s)
+{
+    uint8_t opcode = 0;
+    soft_read(s, soft_linear_rip(soft_load_cpu(s)), &opcode, 1);
+    uint64_t exit = exit_of(s, run_one(s), 1);
+    return !exit && opcode == 0xf4 ? KVM_EXIT_HLT : exit;
+}
+
+static uint64_t debug_exit(struct soft_cpu *s, uint32_t dr6)
+{
+    s->debug_pc = soft_linear_rip(soft_load_cpu(s));
+    s->debug_dr6 = DR6_FIXED | dr6;
+    return KVM_EXIT_DEBUG;
+}
+
+/* Only between instructions can it be told whether data was touched: a stop in the middle would run them twice. */
+static uint64_t run_watching(struct soft_cpu *s)
+{
+    s->watch_hits = 0;
+    s->heeding = 1;
+    uint64_t exit = one_instruction(s);
+    s->heeding = 0;
+    return !exit && s->watch_hits ? debug_exit(s, s->watch_hits << s->breakpoint_count) : exit;
+}
+
 static uint64_t run(struct soft_cpu *s)
 {
     uint64_t exit;
     s->leaving = NOWHERE;
-    if (s->breakpoint_count && s->entries > 1)
+    if (s->breakpoint_count && s->entries > 1) /* the instruction it stands on is executed, not stopped at again */
         s->leaving = soft_linear_rip(soft_load_cpu(s));
     do {
         exit = before_guest(s);
         if (!exit)
-            exit = exit_of(s, run_on(s), 0);
+            exit = s->watch_count ? run_watching(s) : exit_of(s, run_on(s), 0);
     } while (!exit);
     return exit;
 }
@@ -857,18 +883,12 @@ uint64_t soft_enter(struct soft_cpu *s)
 /* One instruction, with the exit it causes, or KVM_EXIT_DEBUG behind it. */
 static uint64_t step(struct soft_cpu *s)
 {
-    uint8_t opcode = 0;
     uint64_t exit = before_guest(s);
     if (exit)
         return exit;
-    soft_read(s, soft_linear_rip(soft_load_cpu(s)), &opcode, 1);
     s->leaving = NOWHERE;
-    exit = exit_of(s, run_one(s), 1);
-    if (!exit && opcode == 0xf4)
-        exit = KVM_EXIT_HLT;
-    s->debug_pc = soft_linear_rip(soft_load_cpu(s));
-    s->debug_dr6 = DR6_FIXED | DR6_BS;
-    return exit ? exit : KVM_EXIT_DEBUG;
+    exit = one_instruction(s);
+    return exit ? exit : debug_exit(s, DR6_BS);
 }
 
 uint64_t soft_step(struct soft_cpu *s)
@@ -910,6 +930,29 @@ int soft_set_breakpoints(struct soft_cpu *s, const uint64_t *addresses, uint32_t
         s->breakpoints[s->breakpoint_count++] = addresses[i];
     }
     return unicorn.ctl(s->engine, UC_CTL_FLUSH_TB); /* what was translated before has no hooks in it */
+}
+
+static void on_watch(uc_engine *engine, int type, uint64_t gpa, int size, int64_t value, void *data)
+{
+    struct soft_cpu *s = data;
+    (void)engine, (void)value;
+    for (uint32_t i = 0; i < s->watch_count && !s->probing; i++) {
+        struct soft_watch *w = &s->watches[i];
+        if (gpa < w->gpa + w->size && w->gpa < gpa + size && (w->reads || type == UC_MEM_WRITE))
+            s->watch_hits |= 1u << i;
+    }
+}
+
+int soft_set_watches(struct soft_cpu *s, const struct soft_watch *watches, uint32_t count)
+{
+    if (s->watch_count)
+        unicorn.hook_del(s->engine, s->watch_hook);
+    s->watch_count = count;
+    memcpy(s->watches, watches, count * sizeof *watches);
+    int error = 0;
+    if (count)
+        error = unicorn.hook_add(s->engine, &s->watch_hook, UC_HOOK_MEM_READ | UC_HOOK_MEM_WRITE, on_watch, s, (uint64_t)1, (uint64_t)0);
+    return error ? error : unicorn.ctl(s->engine, UC_CTL_FLUSH_TB);
 }
 
 /* Making one */

@@ -39,6 +39,12 @@ struct soft_piece {
     int is_write;
 };
 
+/* Bytes of memory whose writing, or also whose reading, ends the instruction with a debug exit. */
+struct soft_watch {
+    uint64_t gpa;
+    uint32_t size, reads;
+};
+
 struct soft_cpu {
     uc_engine *engine;
     uc_context *context;
@@ -102,8 +108,12 @@ struct soft_cpu {
     uint64_t breakpoints[SOFT_BREAKPOINTS];
     uint32_t breakpoint_count;
     uc_hook breakpoint_hooks[SOFT_BREAKPOINTS];
+    struct soft_watch watches[SOFT_BREAKPOINTS];
+    uint32_t watch_count, watch_hits;
+    uc_hook watch_hook;
     uint64_t debug_pc;
     uint32_t debug_dr6;
+    int heeding;      /* breakpoints count though instructions are executed one by one */
     uint64_t leaving; /* the breakpoint that the CPU stands on */
 
     struct window {
@@ -131,6 +141,7 @@ void soft_store_cpu(struct soft_cpu *s, int flush);
 uint64_t soft_rflags(struct soft_cpu *s);
 void soft_set_rflags(struct soft_cpu *s, uint64_t flags);
 int soft_set_breakpoints(struct soft_cpu *s, const uint64_t *addresses, uint32_t count);
+int soft_set_watches(struct soft_cpu *s, const struct soft_watch *watches, uint32_t count);
 int soft_translate(struct soft_cpu *s, uint64_t linear, uint64_t *gpa);
 int soft_reg_read(struct soft_cpu *s, int regid, void *value);
 int soft_reg_write(struct soft_cpu *s, int regid, const void *value);
