@@ -7,13 +7,14 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
+PARTS = ("engine", "run", "ports", "mmio", "events", "deliver", "calls", "sensitive", "debug")
 
 ffibuilder = FFI()
 ffibuilder.cdef((HERE / "cdef" / "softcpu.h").read_text())
 ffibuilder.set_source(
     "kvmpy.softcpu._softcpu",
     '#include "softcpu.h"\n',
-    sources=[f"kvmpy/softcpu/src/{name}.c" for name in ("softcpu", "deliver", "sensitive")],
+    sources=[f"kvmpy/softcpu/src/{name}.c" for name in PARTS],
     include_dirs=["kvmpy/softcpu/src", "kvmpy/kvm/src"],
     depends=[f"kvmpy/softcpu/src/{name}.h" for name in ("softcpu", "cpu", "unicorn_api")] + ["kvmpy/kvm/src/packed.h"],
     extra_compile_args=["-O2", "-std=gnu11", "-Wall"],

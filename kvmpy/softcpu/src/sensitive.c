@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Instructions that the engine executes without a word, and not as they should be: RDMSR and WRMSR, which somebody may want to
- * answer; MOV to and from debug registers, which are ours (see softcpu.c); MOV to and from CR8, which it loses; MOV to CR0 and
+ * answer; MOV to and from debug registers, which are ours (see ports.c); MOV to and from CR8, which it loses; MOV to CR0 and
  * CR4, where it takes bits that a processor refuses.
  *
  * A block that was translated just now is searched for their bytes. Where they could begin, a hook is set that stops in front;

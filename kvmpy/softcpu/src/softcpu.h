@@ -123,6 +123,8 @@ struct soft_cpu {
     uint32_t window_count;
 };
 
+/* What Python calls */
+
 int soft_load_unicorn(const char *path);
 unsigned soft_unicorn_version(void);
 const char *soft_strerror(int error);
@@ -146,13 +148,55 @@ int soft_translate(struct soft_cpu *s, uint64_t linear, uint64_t *gpa);
 int soft_reg_read(struct soft_cpu *s, int regid, void *value);
 int soft_reg_write(struct soft_cpu *s, int regid, const void *value);
 
+#define NOWHERE (~0ull)
+#define DR6_FIXED 0xffff0ff0u /* Intel SDM vol. 3, 17.2.3 */
+#define DR6_BS (1u << 14)
+
+/* engine.c */
+
+uint64_t soft_get(struct soft_cpu *s, int regid);
+void soft_set(struct soft_cpu *s, int regid, uint64_t value);
+uint64_t soft_linear_rip(const struct cpu *c);
+
+/* run.c, debug.c */
+
+int soft_run_one(struct soft_cpu *s);
+uint64_t soft_exit_of(struct soft_cpu *s, int error, int counted);
+void soft_on_block(uc_engine *engine, uint64_t address, uint32_t size, void *data);
+
+/* ports.c */
+
+void soft_arm_port_stop(struct soft_cpu *s, uint64_t port);
+uint32_t soft_on_in(uc_engine *engine, uint32_t port, int size, void *data);
+void soft_on_out(uc_engine *engine, uint32_t port, int size, uint32_t value, void *data);
+void soft_port_stopped(struct soft_cpu *s);
+void soft_finish_in(struct soft_cpu *s);
+
+/* mmio.c */
+
+uint64_t soft_mmio_exit(struct soft_cpu *s);
+uint64_t soft_finish_mmio(struct soft_cpu *s);
+bool soft_on_write_to_rom(uc_engine *engine, int type, uint64_t address, int size, int64_t value, void *data);
+uint64_t soft_finish_rom(struct soft_cpu *s);
+
+/* events.c */
+
+void soft_on_interrupt(uc_engine *engine, uint32_t vector, void *data);
+bool soft_on_invalid(uc_engine *engine, void *data);
+uint64_t soft_deliver_waiting(struct soft_cpu *s);
+
+/* calls.c */
+
+void soft_on_syscall(uc_engine *engine, void *data);
+void soft_on_sysenter(uc_engine *engine, void *data);
+int soft_on_cpuid(uc_engine *engine, void *data);
+
 /* sensitive.c */
 
 void soft_on_edge(uc_engine *engine, void *block, void *previous, void *data);
 int soft_mark_block(struct soft_cpu *s, uint64_t address, uint32_t size);
 int soft_do_sensitive(struct soft_cpu *s, uint64_t *exit);
 int soft_finish_msr(struct soft_cpu *s);
-uint64_t soft_linear_rip(const struct cpu *c);
 
 /* deliver.c */
 
