@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -163,3 +164,14 @@ def test_bash_completion_completes() -> None:
     ask = 'COMP_WORDS=(kvmpy bo); COMP_CWORD=1; COMP_LINE="kvmpy bo"; COMP_POINT=8; _kvmpy; echo "${COMPREPLY[@]}"'
     done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, timeout=DEADLINE)
     assert done.stdout.split() == ["boot"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="hiding /dev/kvm needs root")
+def test_info_without_kvm_says_why_and_what_it_would_add() -> None:
+    hide = Path(__file__).parents[2] / "tools" / "without_kvm.sh"
+    done = subprocess.run([hide, *KVMPY, "info"], capture_output=True, timeout=DEADLINE, text=True)
+    assert done.returncode == 0
+    assert "KVM: no. open /dev/kvm: ENOENT" in done.stdout
+    assert "with it there would be:" in done.stdout
+    assert "AVX" in done.stdout
+    assert "capabilities" not in done.stdout
