@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvmpy.accel.probe import PROBES, Features
 from kvmpy.errors import UnsupportedError
 
-MISSING = frozenset({"chips", "dirty_log", "guest_watchpoint", "segment_limits", "stack_faults"})
+MISSING = frozenset({"chips", "dirty_log", "segment_limits", "stack_faults"})
 
 
 class SoftFeatures(Features):

@@ -211,6 +211,8 @@ class SoftVcpu(RunPath):
         store_msrs(soft, state.msrs)
         soft.guest_dr[0:4] = state.debug.db
         soft.guest_dr[6], soft.guest_dr[7] = state.debug.dr6, state.debug.dr7
+        lib.soft_load_cpu(soft)
+        lib.soft_watch_for_guest(soft)
         self._store_events(state.events)
 
     def _load_events(self) -> PendingEvents:

@@ -161,6 +161,37 @@ def test_watchpoints_that_cannot_be(guests: Guests, point: Watchpoint) -> None:
         bed.vcpu.watchpoints = [Watchpoint(DATA), Watchpoint(DATA + 1)]
 
 
+@pytest.mark.needs("guest_watchpoint")
+def test_the_guest_s_own_watchpoint_is_a_trap_behind_the_write(guests: Guests) -> None:
+    """DR7: local, write, four bytes (SDM vol. 3, 17.2.4); DR6 tells the handler which (17.2.3)."""
+    source = f"""
+        mov eax, {DATA}
+        mov dr0, rax
+        mov eax, 0x000d0401
+        mov dr7, rax
+        mov rbx, {DATA}
+        mov eax, [rbx]
+        mov byte ptr [rbx + 2], 1
+        hlt
+    """
+    bed = guests.load(64, source)
+    assert bed.vector(bed.go()) == DB
+    assert bed.frame(1)[0] == CODE + len(assemble(source, bits=64, origin=CODE).code) - 1
+    assert bed.memory.read_int(DATA, 4) == 1 << 16
+    assert bed.vcpu.state.debug.dr6 & 0xF == 1
+
+
+@pytest.mark.needs("guest_watchpoint")
+def test_the_guest_s_own_breakpoint_is_a_fault_before_the_instruction(guests: Guests) -> None:
+    source = f"mov eax, {CODE + 0x20}\nmov dr1, rax\nmov eax, 0x404\nmov dr7, rax\nagain: inc ecx\njmp again"
+    bed = guests.load(64, source)
+    bed.memory.write(CODE + 0x18, b"\x90" * 8 + b"\xfe\xc3\xf4")
+    bed.memory.write(CODE + len(assemble(source, bits=64, origin=CODE).code) - 4, b"\x90\x90\x90\x90")
+    assert bed.vector(bed.go()) == DB
+    assert bed.frame(1)[0] == CODE + 0x20
+    assert bed.vcpu.state.debug.dr6 & 0xF == 2
+
+
 def test_there_are_four_breakpoints(guests: Guests) -> None:
     bed = guests.load(64, "nop\nhlt")
     with pytest.raises(ConfigError, match="four"):

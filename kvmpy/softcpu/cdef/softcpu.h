@@ -57,6 +57,7 @@ void soft_store_cpu(struct soft_cpu *s, int flush);
 uint64_t soft_rflags(struct soft_cpu *s);
 void soft_set_rflags(struct soft_cpu *s, uint64_t flags);
 int soft_set_breakpoints(struct soft_cpu *s, const uint64_t *addresses, uint32_t count);
+void soft_watch_for_guest(struct soft_cpu *s);
 int soft_set_watches(struct soft_cpu *s, const struct soft_watch *watches, uint32_t count);
 int soft_translate(struct soft_cpu *s, uint64_t linear, uint64_t *gpa);
 int soft_reg_read(struct soft_cpu *s, int regid, void *value);

@@ -152,10 +152,13 @@ static uint64_t debug_exit(struct soft_cpu *s, uint32_t dr6)
 /* Only between instructions can it be told whether data was touched: a stop in the middle would run them twice. */
 static uint64_t run_watching(struct soft_cpu *s)
 {
-    s->watch_hits = 0;
+    s->watch_hits = s->guest_hits = 0;
+    if (s->guest_watching && soft_break_for_guest(s))
+        return s->shut_down ? KVM_EXIT_SHUTDOWN : 0;
     s->heeding = 1;
     uint64_t exit = one_instruction(s);
     s->heeding = 0;
+    soft_trap_for_guest(s);
     return !exit && s->watch_hits ? debug_exit(s, s->watch_hits << s->breakpoint_count) : exit;
 }
 
@@ -168,7 +171,7 @@ static uint64_t run(struct soft_cpu *s)
     do {
         exit = before_guest(s);
         if (!exit)
-            exit = s->watch_count ? run_watching(s) : soft_exit_of(s, run_on(s), 0);
+            exit = s->watch_count || s->guest_watching ? run_watching(s) : soft_exit_of(s, run_on(s), 0);
     } while (!exit);
     return exit;
 }

@@ -137,6 +137,8 @@ static int move(struct soft_cpu *s, uint8_t op, uint8_t rex, uint8_t modrm)
         *reg = s->guest_dr[number] & mask;
     else
         s->guest_dr[number] = (*reg & mask) | (number == 6 ? DR6_ONES : number == 7 ? DR7_ONES : 0);
+    if (op == TO_DR)
+        soft_watch_for_guest(s);
     return 1;
 }
 

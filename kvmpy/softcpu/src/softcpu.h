@@ -111,6 +111,10 @@ struct soft_cpu {
     struct soft_watch watches[SOFT_BREAKPOINTS];
     uint32_t watch_count, watch_hits;
     uc_hook watch_hook;
+    int is_watched;
+    struct soft_watch guest_watches[SOFT_BREAKPOINTS]; /* what the guest's own debug registers watch; size 0 for none */
+    uint32_t guest_breaks, guest_hits;
+    int guest_watching;
     uint64_t debug_pc;
     uint32_t debug_dr6;
     int heeding;      /* breakpoints count though instructions are executed one by one */
@@ -158,7 +162,13 @@ uint64_t soft_get(struct soft_cpu *s, int regid);
 void soft_set(struct soft_cpu *s, int regid, uint64_t value);
 uint64_t soft_linear_rip(const struct cpu *c);
 
-/* run.c, debug.c */
+/* debug.c */
+
+void soft_watch_for_guest(struct soft_cpu *s);
+int soft_break_for_guest(struct soft_cpu *s);
+void soft_trap_for_guest(struct soft_cpu *s);
+
+/* run.c */
 
 int soft_run_one(struct soft_cpu *s);
 uint64_t soft_exit_of(struct soft_cpu *s, int error, int counted);
