@@ -288,7 +288,7 @@ class Vm(Closing):
 
     @abstractmethod
     def exit_on_msrs(self, indices: Iterable[int]) -> None:
-        """Let the guest's accesses to these MSRs exit (Rdmsr, Wrmsr)."""
+        """Let the guest's accesses to these MSRs exit (Rdmsr, Wrmsr), and to those that there are not."""
 
     @abstractmethod
     def dirty_pages(self) -> list[int]:

@@ -57,7 +57,7 @@ class SoftVm(Vm):
         self.lock = Lock()
         self._vcpus: list[SoftVcpu] = []
         self._memories: list[GuestMemory] = []
-        self._msrs: list[int] = []
+        self._msrs: list[int] | None = None
         self._closed = False
 
     def add_memory(self, memory: GuestMemory) -> None:
@@ -82,7 +82,8 @@ class SoftVm(Vm):
         """Create a vCPU; see Vm."""
         self._check_open("creating a vCPU")
         vcpu = SoftVcpu(vcpu_id, [region for memory in self._memories for region in memory.regions], cpus)
-        vcpu.exit_on_msrs(self._msrs)
+        if self._msrs is not None:
+            vcpu.exit_on_msrs(self._msrs)
         self._vcpus.append(vcpu)
         return vcpu
 

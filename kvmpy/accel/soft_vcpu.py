@@ -148,10 +148,11 @@ class SoftVcpu(RunPath):
         return memoryview(ffi.buffer(self._soft.io_data, self._soft.io_size)).cast("B")
 
     def exit_on_msrs(self, indices: list[int]) -> None:
-        """Stop at accesses to these MSRs."""
+        """Stop at accesses to these MSRs, and to those that there are not."""
         soft = self._soft
         soft.msr_filter[0 : len(indices)] = indices
         soft.msr_filter_count = len(indices)
+        soft.msr_exits = 1
 
     def forget_translations(self) -> None:
         """Let the engine look at memory anew before it goes on."""

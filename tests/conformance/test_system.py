@@ -77,6 +77,26 @@ def test_user_space_can_refuse_an_msr(guests: Guests, instruction: str) -> None:
     assert bed.vector(bed.go()) == GP
 
 
+@pytest.mark.needs("exceptions_64")
+@pytest.mark.parametrize("instruction", ["rdmsr", "wrmsr"])
+def test_an_msr_that_there_is_not_is_gp(guests: Guests, instruction: str) -> None:
+    """SDM vol. 2, RDMSR and WRMSR: "if the value in ECX specifies a reserved or unimplemented MSR address"."""
+    bed, exit = guests.run(64, f"mov ecx, 0x1234567\n{instruction}\nhlt")
+    assert bed.vector(exit) == GP
+    assert bed.frame(2) == [0, CODE + 5]
+
+
+@pytest.mark.needs("msr_exit")
+def test_an_msr_that_there_is_not_exits_where_msrs_do(guests: Guests) -> None:
+    bed = guests.load(64, "mov ecx, 0x1234567\nrdmsr\nhlt")
+    bed.vm.exit_on_msrs([MISC_ENABLE])
+    exit = bed.go()
+    assert exit == Rdmsr(0x1234567)
+    exit.value = 7
+    assert isinstance(bed.go(), Hlt)
+    assert bed.vcpu.regs.rax == 7
+
+
 @pytest.mark.needs("msr_exit")
 def test_other_msrs_do_not_exit(guests: Guests) -> None:
     bed = guests.load(64, "mov ecx, 0xc0000080\nrdmsr\nhlt")

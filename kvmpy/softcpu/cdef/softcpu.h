@@ -32,6 +32,7 @@ struct soft_cpu {
     uint32_t mmio_size, debug_dr6;
     int engine_error;
     uint32_t msr_index, msr_fault, msr_filter[...], msr_filter_count;
+    int msr_exits;
     uint64_t msr_value, guest_dr[8], cr8;
     int nmi_waiting, irq_waiting, want_window, shut_down;
     int injected, injected_is_fault, injected_has_error;

@@ -93,6 +93,23 @@ static int is_filtered(struct soft_cpu *s, uint32_t index)
     return 0;
 }
 
+/* The MSRs that the engine has; it reads others as 0, where a processor raises #GP. */
+static int is_known(uint32_t index)
+{
+    static const struct {
+        uint32_t first, last;
+    } KNOWN[] = {
+        {0x10, 0x10}, {0x1b, 0x1b}, {0x34, 0x34}, {0x3a, 0x3b}, {0x8b, 0x8b}, {0xfe, 0xfe}, {0x174, 0x176},
+        {0x179, 0x17b}, {0x198, 0x198}, {0x1a0, 0x1a0}, {0x1d9, 0x1d9}, {0x200, 0x20f}, {0x250, 0x250}, {0x258, 0x259},
+        {0x268, 0x26f}, {0x277, 0x277}, {0x2ff, 0x2ff}, {0x400, 0x427}, {0xc0000080, 0xc0000084},
+        {0xc0000100, 0xc0000103}, {0xc0010117, 0xc0010117},
+    };
+    for (size_t i = 0; i < sizeof KNOWN / sizeof KNOWN[0]; i++)
+        if (index >= KNOWN[i].first && index <= KNOWN[i].last)
+            return 1;
+    return 0;
+}
+
 static uint64_t msr_exit(struct soft_cpu *s, int write, uint32_t length)
 {
     struct cpu *c = s->cpu;
@@ -158,9 +175,16 @@ int soft_do_sensitive(struct soft_cpu *s, uint64_t *exit)
         return 0; /* it has changed meanwhile, or it is #GP */
     uint32_t length = at - code + (at[1] >= WRMSR ? 2 : 3);
     if (at[1] == RDMSR || at[1] == WRMSR) {
-        if (!is_filtered(s, c->regs[RCX]))
+        int known = is_known(c->regs[RCX]);
+        if (known && !is_filtered(s, c->regs[RCX]))
             return 0;
         s->passing = ~0ull;
+        if (!known && !s->msr_exits) {
+            s->shut_down = !soft_deliver(s, GP, 1, 0, EVENT_FAULT);
+            soft_store_cpu(s, 0);
+            *exit = s->shut_down ? KVM_EXIT_SHUTDOWN : 0;
+            return 1;
+        }
         *exit = msr_exit(s, at[1] == WRMSR, length);
         return 1;
     }

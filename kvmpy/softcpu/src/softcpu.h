@@ -86,6 +86,7 @@ struct soft_cpu {
     uint64_t counter_mask; /* of (R)CX, by address size */
     uint32_t msr_index, msr_fault, msr_filter[SOFT_MSR_FILTER], msr_filter_count;
     uint64_t msr_value;
+    int msr_exits; /* accesses to MSRs that there are not exit too, instead of #GP */
 
     /* Instructions that are stopped at: see sensitive.c */
     uint64_t marks[SOFT_MARKS], passing;
