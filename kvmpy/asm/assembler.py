@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 
 from kvmpy.asm.check import check_instruction
+from kvmpy.asm.expressions import hexadecimal
 from kvmpy.asm.source import RESERVED_PREFIX, SPACE_LIMIT, Source, Statement
 from kvmpy.errors import AssemblyError, ConfigError
 from kvmpy.record import record
@@ -119,7 +120,7 @@ def _keystone(text: str, origin: int) -> bytes | str:
 
     engine = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64)
     try:
-        encoded, _ = engine.asm(text, origin, as_bytes=True)
+        encoded, _ = engine.asm(hexadecimal(text), origin, as_bytes=True)
     except keystone.KsError as error:
         return str(error.message)
     return encoded if isinstance(encoded, bytes) else "nothing came out; say the operand's width, as in 'byte ptr [x]'"

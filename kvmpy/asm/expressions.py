@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 NUMBER = re.compile(r"(?i)0x[0-9a-f]+|0b[01]+|[0-9][0-9a-f]*h|[0-9]+")
 STRING = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)\'')
+DECIMAL = re.compile(rf"(?P<string>{STRING.pattern})|(?<![\w.$])[1-9]\d+(?![\w.])")
 CHARACTER = re.compile(r"'([^'\\])'")
 LENGTH_LIMIT = 200  # characters: deep nesting would exhaust the parser
 SHIFT_LIMIT = 64
@@ -43,6 +44,14 @@ def parse_number(text: str) -> int | None:
     if text[-1] in "hH":
         return int(text[:-1], 16)
     return int(text, 0) if text[:2].lower() in ("0x", "0b") else int(text)
+
+
+def hexadecimal(text: str) -> str:
+    """Write the decimal numbers of a text in base 16; a single digit is the same in both.
+
+    Keystone takes the base of a number without a prefix from memory that nobody has set: 1016 may mean 0x1016.
+    """
+    return DECIMAL.sub(lambda m: m[0] if m["string"] else hex(int(m[0])), text)
 
 
 def evaluate(text: str, constants: Mapping[str, int]) -> int:

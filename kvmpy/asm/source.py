@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from kvmpy.asm.expressions import STRING, evaluate
+from kvmpy.asm.expressions import NUMBER, STRING, evaluate, parse_number
 from kvmpy.asm.rewrite import rewrite
 from kvmpy.errors import AssemblyError
 from kvmpy.record import record
@@ -26,6 +26,8 @@ TEXT_LITERAL = r'"(?:[^"\\]|\\.)*"'
 RESERVED_PREFIX = "__kvmpy_"
 SOURCE_LIMIT = 4 << 20
 SPACE_LIMIT = 1 << 20
+NUMBER_LIMIT = 1 << 64
+NUMBER_LENGTH = 70  # characters: 64 binary digits and the prefix
 DATA = {"byte": 1, "word": 2, "short": 2, "long": 4, "int": 4, "quad": 8}
 TEXT = ("ascii", "asciz", "string")
 SPACE = ("space", "skip", "zero")
@@ -147,6 +149,8 @@ class Source:
         except AssemblyError:
             _check_operands(value)
             self._relative.append((number, name, value))
+        if abs(self.constants.get(name, 0)) >= NUMBER_LIMIT:
+            raise AssemblyError(f"the value of {name} takes more than 64 bits")
         self.equations.append(f".equ {name}, {value}")
 
     def _check_constants(self) -> None:
@@ -195,6 +199,8 @@ def _check_characters(text: str) -> None:
         raise AssemblyError("a character between single quotes must be ASCII")
     if not outside.isascii() or any(not c.isprintable() and c != "\t" for c in outside):
         raise AssemblyError("outside of text only printable ASCII characters are accepted")
+    if any(len(m[0]) > NUMBER_LENGTH or (parse_number(m[0]) or 0) >= NUMBER_LIMIT for m in NUMBER.finditer(outside)):
+        raise AssemblyError("a number takes more than 64 bits")
     if re.search(r"(?<![\w.])\d+[bf]\b(?!\w)", outside) or re.match(r"\d+:", outside):
         raise AssemblyError("numbered labels are not accepted; give the label a name")
     if "$" in outside:
