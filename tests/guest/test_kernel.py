@@ -55,6 +55,7 @@ WAYS = {
     "soft": ("--accel", "soft"),
 }
 ways = pytest.mark.parametrize("way", [pytest.param(w, marks=needs_kvm if "kvm" in w else ()) for w in WAYS])
+on_each_accelerator = pytest.mark.usefixtures("each_accelerator")
 
 
 @ways
@@ -69,6 +70,7 @@ def test_its_monitor_answers_as_it_does_in_qemu(qemu_command: tuple[str, ...], w
     assert "\nA exited N 4\nB exited N 4\nC killed N 1\n" in shown
 
 
+@on_each_accelerator
 def test_every_stage_is_passed_in_order() -> None:
     shown = boot_output(*BOOT)
     stages = [
@@ -88,12 +90,14 @@ def test_every_stage_is_passed_in_order() -> None:
     assert shown.count("A: ping") == shown.count("B: pong") == 3
 
 
+@on_each_accelerator
 def test_the_bad_task_is_killed_for_writing_to_a_supervisor_page() -> None:
     killed = next(line for line in boot_output(*BOOT).splitlines() if "task C killed" in line)
     assert "#PF" in killed
     assert "error code 0x7" in killed  # present, write, user (Intel SDM vol. 3, 4.7)
 
 
+@on_each_accelerator
 @pytest.mark.parametrize(
     ("trap", "mnemonic", "error"),
     [(0, "#DE", "0x0"), (3, "#BP", "0x0"), (6, "#UD", "0x0"), (13, "#GP", "0x0"), (14, "#PF", "0x4")],
@@ -105,6 +109,7 @@ def test_traps_have_their_names_and_error_codes(trap: int, mnemonic: str, error:
     assert done.returncode == 0
 
 
+@on_each_accelerator
 @pytest.mark.parametrize(
     ("command", "code"), [("halt", 0), ("halt 0", 0), ("halt 7", 7), ("halt 0x2a", 42), ("panic", 1)]
 )
@@ -112,28 +117,33 @@ def test_exit_codes(command: str, code: int) -> None:
     assert kvmpy("boot", "guest.bin", "--append", command, "--timeout", "25").returncode == code
 
 
+@on_each_accelerator
 def test_reboot_ends_the_machine() -> None:
     done = kvmpy("boot", "guest.bin", "--append", "reboot", "--timeout", "25", "--debug")
     assert done.returncode == 0
     assert b"reset" in done.stderr
 
 
+@on_each_accelerator
 def test_panic_names_the_exception() -> None:
     assert b"kernel panic: #UD" in kvmpy("boot", "guest.bin", "--append", "panic", "--timeout", "25").stdout
 
 
+@on_each_accelerator
 def test_ctrl_d_and_the_end_of_input_switch_it_off() -> None:
     done = kvmpy("boot", "guest.bin", "--timeout", "25", input=b"\x04")
     assert done.returncode == 0
     assert kvmpy("boot", "guest.bin", "--timeout", "25").returncode == 0
 
 
+@on_each_accelerator
 @pytest.mark.parametrize("megabytes", [8, 16, 17, 64, 3072])
 def test_it_finds_its_memory(megabytes: int) -> None:
     done = kvmpy("boot", "guest.bin", "--memory", f"{megabytes}M", "--append", "mem", "--timeout", "25")
     assert f"memory   {megabytes * 1024} KiB".encode() in done.stdout
 
 
+@on_each_accelerator
 def test_lines_can_be_edited() -> None:
     done = kvmpy("boot", "guest.bin", "--timeout", "25", input=b"helx\x7fp\nbad\x03ticks\nhalt 5\n")
     assert b"this list" in done.stdout
@@ -142,6 +152,7 @@ def test_lines_can_be_edited() -> None:
     assert done.returncode == 5
 
 
+@on_each_accelerator
 def test_a_line_that_is_too_long_does_no_harm() -> None:
     done = kvmpy("boot", "guest.bin", "--timeout", "25", input=b"x" * 5000 + b"\nhalt 3\n")
     assert b"no such command" in done.stdout

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from console import KVMPY, Console, kvmpy
 
+pytestmark = pytest.mark.usefixtures("each_accelerator")
+
 
 @pytest.mark.parametrize(
     ("guest", "output"),
