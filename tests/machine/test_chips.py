@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 from machines import load, loaded, on_second_cpu
 
-from kvmpy.accel.base import Accelerator
+from kvmpy.accel.base import Accelerator, Vcpu
+from kvmpy.accel.exits import IoOut
 from kvmpy.boot.image import plan_image
 from kvmpy.errors import ConfigError
 from kvmpy.kvm.vcpu import kick_signals
@@ -168,12 +170,23 @@ IRQ3_TO_VECTOR_0X0B = """
 """
 
 
+def when_ready(machine: Machine, action: Callable[[], None]) -> None:
+    """Let the loop call `action` once the guest has set up its chips and says so at port 0x91."""
+    own = machine.handlers[IoOut]
+
+    def watch(vcpu: Vcpu, exit: IoOut) -> Stop | None:
+        if exit.port == 0x91:
+            machine.events.call_at(time.monotonic(), action)
+        return own(vcpu, exit)
+
+    machine.handlers[IoOut] = watch
+
+
 def test_an_eventfd_interrupts_from_any_thread(accelerator: Accelerator) -> None:
     with loaded(accelerator, IRQ3_TO_VECTOR_0X0B, irqchip="auto") as machine:
         fd = machine.eventfds.interrupt(3)
-        assert machine.run(max_exits=1, timeout=10).kind == StopKind.EXIT_LIMIT
         signaller = threading.Thread(target=os.eventfd_write, args=(fd, 1))
-        signaller.start()
+        when_ready(machine, signaller.start)
         stop = machine.run(timeout=10)
         signaller.join()
     assert (stop.kind, stop.code) == (StopKind.EXIT, 0x2A)
@@ -186,7 +199,7 @@ def test_a_timer_of_a_device_interrupts(accelerator: Accelerator) -> None:
             machine.chips.set_line(3, 1)
             machine.chips.set_line(3, 0)
 
-        machine.events.call_at(time.monotonic() + 0.05, alarm)
+        when_ready(machine, alarm)
         assert machine.run(timeout=10).code == 0x2A
 
 
@@ -259,7 +272,7 @@ def test_a_line_through_the_io_apic(accelerator: Accelerator, chips: str) -> Non
             machine.chips.set_line(9, 1)
             machine.chips.set_line(9, 0)
 
-        machine.events.call_at(time.monotonic() + 0.2, pulse)
+        when_ready(machine, pulse)
         assert machine.run(timeout=10).code == 0x22
 
 
