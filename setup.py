@@ -10,10 +10,9 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
 
-class BuildGuests(Command):
-    """Assemble guest/*.asm into package data: into the checkout when editable, else into the build folder."""
+class PackageDataCommand(Command):
+    """A step that makes package data: in the checkout when editable, else in the build folder."""
 
-    description = "assemble the bundled guests"
     user_options: list[tuple[str, str | None, str]] = []
 
     def initialize_options(self) -> None:
@@ -23,14 +22,12 @@ class BuildGuests(Command):
     def finalize_options(self) -> None:
         self.set_undefined_options("build", ("build_lib", "build_lib"))
 
-    def run(self) -> None:
-        from tools.build_guests import build_all
-
-        root = ROOT if self.editable_mode else Path(self.build_lib)
-        build_all(ROOT / "guest", root / "kvmpy" / "guests")
+    @property
+    def package(self) -> Path:
+        return (ROOT if self.editable_mode else Path(self.build_lib)) / "kvmpy"
 
     def get_source_files(self) -> list[str]:
-        return [str(path.relative_to(ROOT)) for path in (ROOT / "guest").rglob("*.asm")]
+        return [str(path.relative_to(ROOT)) for path in self.sources()]
 
     def get_outputs(self) -> list[str]:
         return []
@@ -39,9 +36,37 @@ class BuildGuests(Command):
         return {}
 
 
-build.sub_commands.append(("build_guests", None))
+class BuildGuests(PackageDataCommand):
+    """Assemble guest/*.asm."""
+
+    description = "assemble the bundled guests"
+
+    def run(self) -> None:
+        from tools.build_guests import build_all
+
+        build_all(ROOT / "guest", self.package / "guests")
+
+    def sources(self) -> list[Path]:
+        return list((ROOT / "guest").rglob("*.asm"))
+
+
+class BuildStage(PackageDataCommand):
+    """Compile what a container is started by: a few static programs without a C library."""
+
+    description = "compile the container runtime's stage and launcher"
+
+    def run(self) -> None:
+        from tools.build_stage import build_all
+
+        build_all(ROOT / "kvmpy" / "container" / "native", self.package / "container" / "native")
+
+    def sources(self) -> list[Path]:
+        return list((ROOT / "kvmpy" / "container" / "native").glob("*.[ch]"))
+
+
+build.sub_commands += [("build_guests", None), ("build_stage", None)]
 
 setup(
     cffi_modules=["kvmpy/kvm/build.py:ffibuilder", "kvmpy/softcpu/build.py:ffibuilder"],
-    cmdclass={"build_guests": BuildGuests},
+    cmdclass={"build_guests": BuildGuests, "build_stage": BuildStage},
 )

@@ -59,3 +59,7 @@ class AssemblyError(KvmpyError):
 
 class BusError(KvmpyError):
     """An access that no device claims, on a strict bus."""
+
+
+class ContainerError(KvmpyError):
+    """A container that cannot be made, is not there, or is in no state for what was asked; or a bad configuration."""

@@ -1,0 +1,218 @@
+"""Control groups of version 1: one directory for each hierarchy, one hierarchy for each controller."""
+
+from __future__ import annotations
+
+import posix
+
+from kvmpy.container.cgroup.base import Cgroup, get_number, get_table, set_value
+from kvmpy.container.host import read_file, reason, write_file
+from kvmpy.errors import ContainerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.container.host import Json
+
+# controller, file, and where the number is in linux.resources; in this order
+FILES = (
+    ("memory", "memory.soft_limit_in_bytes", "memory", "reservation"),
+    ("memory", "memory.kmem.tcp.limit_in_bytes", "memory", "kernelTCP"),
+    ("memory", "memory.swappiness", "memory", "swappiness"),
+    ("cpu", "cpu.shares", "cpu", "shares"),
+    ("cpu", "cpu.cfs_period_us", "cpu", "period"),
+    ("cpu", "cpu.cfs_quota_us", "cpu", "quota"),
+    ("cpu", "cpu.cfs_burst_us", "cpu", "burst"),
+    ("cpu", "cpu.rt_period_us", "cpu", "realtimePeriod"),
+    ("cpu", "cpu.rt_runtime_us", "cpu", "realtimeRuntime"),
+    ("cpu", "cpu.idle", "cpu", "idle"),
+    ("cpuset", "cpuset.cpus", "cpu", "cpus"),
+    ("cpuset", "cpuset.mems", "cpu", "mems"),
+    ("blkio", "blkio.bfq.weight", "blockIO", "weight"),
+    ("net_cls", "net_cls.classid", "network", "classID"),
+)
+THROTTLES = {
+    "throttleReadBpsDevice": "blkio.throttle.read_bps_device",
+    "throttleWriteBpsDevice": "blkio.throttle.write_bps_device",
+    "throttleReadIOPSDevice": "blkio.throttle.read_iops_device",
+    "throttleWriteIOPSDevice": "blkio.throttle.write_iops_device",
+}
+# config-linux, Allowed Device list: what every container may use; a terminal, and making nodes
+ALWAYS_ALLOWED = (
+    "c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:2 rwm",
+    "c 136:* rwm",
+)  # fmt: skip
+UNLIMITED = 0x7FFFFFFFFFFFF000  # what version 1 shows for no limit at all
+
+
+class CgroupV1(Cgroup):
+    """A group of the same path in every hierarchy of version 1."""
+
+    version = 1
+
+    def controller(self, name: str) -> str | None:
+        """Return the directory of a controller, or None where the host has not got it."""
+        for controllers, directory in self.directories.items():
+            if name in controllers.split(","):
+                return directory
+        return None
+
+    def create(self) -> None:
+        """Make the directories; a new one below cpuset has no CPUs and takes its parent's."""
+        for controllers, directory in self.directories.items():
+            cpuset = "cpuset" in controllers.split(",")
+            try:
+                _make(directory, cpuset)
+            except OSError as error:
+                raise ContainerError(f"{directory} cannot be made: {reason(error)}") from None
+
+    def apply(self, resources: Json, where: str = "linux.resources") -> None:
+        """Set limits (config-linux, Control groups)."""
+        if rules := resources.get("devices"):
+            self._devices(rules, f"{where}.devices")
+        self._memory(resources.get("memory", {}), f"{where}.memory")
+        for controller, file, group, field in FILES:
+            value = resources.get(group, {}).get(field)
+            if value not in (None, "") and not (value == 0 and field in ("shares", "period", "quota")):
+                self._set(controller, file, value, f"{where}.{group}.{field}")
+        if pids := resources.get("pids"):
+            self._set("pids", "pids.max", pids["limit"] if pids["limit"] > 0 else "max", f"{where}.pids.limit")
+        for limit in resources.get("hugepageLimits", ()):
+            file = f"hugetlb.{limit['pageSize']}.limit_in_bytes"
+            self._set("hugetlb", file, limit["limit"], f"{where}.hugepageLimits")
+        for field, file in THROTTLES.items():
+            for rate in resources.get("blockIO", {}).get(field, ()):
+                self._set("blkio", file, f"{rate['major']}:{rate['minor']} {rate['rate']}", f"{where}.blockIO.{field}")
+        for entry in resources.get("network", {}).get("priorities", ()):
+            self._set("net_prio", "net_prio.ifpriomap", f"{entry['name']} {entry['priority']}", f"{where}.network")
+
+    def _memory(self, memory: Json, where: str) -> None:
+        """Memory, and memory with swap, which must never be less: the order depends on which way they move."""
+        limit, swap = memory.get("limit"), memory.get("swap")
+        both = [("memory.limit_in_bytes", limit, "limit"), ("memory.memsw.limit_in_bytes", swap, "swap")]
+        directory = self.controller("memory")
+        if directory and limit and swap:
+            now = get_number(directory, "memory.limit_in_bytes")
+            if swap == -1 or (limit != -1 and limit > now):
+                both.reverse()
+        for file, value, field in both:
+            if value:
+                self._set("memory", file, value, f"{where}.{field}")
+        if memory.get("disableOOMKiller"):
+            self._set("memory", "memory.oom_control", 1, f"{where}.disableOOMKiller")
+
+    def _devices(self, rules: list[Json], where: str) -> None:
+        for number, rule in enumerate(rules):
+            kind = rule.get("type", "a")
+            places = [rule.get(name, -1) for name in ("major", "minor")]
+            everything = kind == "a" and places == [-1, -1]
+            numbers = ":".join("*" if n < 0 else str(n) for n in places)
+            line = "a" if everything else f"{kind} {numbers} {rule.get('access') or 'rwm'}"
+            file = "devices.allow" if rule.get("allow") else "devices.deny"
+            self._set("devices", file, line, f"{where}[{number}]")
+        for line in ALWAYS_ALLOWED:
+            self._set("devices", "devices.allow", line, where)
+
+    def _set(self, controller: str, file: str, value: object, where: str) -> None:
+        directory = self.controller(controller)
+        if directory is None:
+            raise ContainerError(f"{where}: this host has no {controller} controller of cgroup version 1")
+        set_value(directory, file, value, where)
+
+    def join_files(self) -> list[str]:
+        """Return the files to which a process of one thread writes 0 to join."""
+        return [f"{directory}/tasks" for directory in self.directories.values()]
+
+    def process_directory(self) -> str:
+        """Return a directory in which all the processes are listed."""
+        return self.controller("pids") or next(iter(self.directories.values()))
+
+    def freeze(self, frozen: bool) -> None:
+        """Stop all processes where they are, or let them go on."""
+        directory = self.controller("freezer")
+        if directory is None:
+            raise ContainerError("this host has no freezer: a container cannot be paused")
+        try:
+            write_file(f"{directory}/freezer.state", "FROZEN" if frozen else "THAWED")
+        except FileNotFoundError:
+            return
+        while frozen and read_file(f"{directory}/freezer.state").strip() == b"FREEZING":
+            write_file(f"{directory}/freezer.state", "FROZEN")
+
+    def frozen(self) -> bool:
+        """Whether the processes are stopped."""
+        directory = self.controller("freezer")
+        if directory is None:
+            return False
+        try:
+            return read_file(f"{directory}/freezer.state").strip() != b"THAWED"
+        except FileNotFoundError:
+            return False
+
+    def mounts(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """Return what a cgroup mount shows: directories by name, and links for controllers mounted together."""
+        groups, links = [], []
+        for controllers, directory in self.directories.items():
+            name = controllers.removeprefix("name=")
+            groups.append((name, directory))
+            if "," in name:
+                links += [(alone, name) for alone in name.split(",")]
+        return groups, links
+
+    def statistics(self) -> Json:
+        """Return what was used, in the shape of runc's `events`."""
+        cpu, usage = self.controller("cpu") or "", self.controller("cpuacct") or ""
+        memory, pids = self.controller("memory") or "", self.controller("pids") or ""
+        throttling, details = get_table(cpu, "cpu.stat"), get_table(memory, "memory.stat")
+        tick = 10_000_000  # nanoseconds; cpuacct.stat counts in USER_HZ
+        modes = get_table(usage, "cpuacct.stat")
+        return {
+            "cpu": {
+                "usage": {
+                    "total": get_number(usage, "cpuacct.usage"),
+                    "kernel": modes.get("system", 0) * tick,
+                    "user": modes.get("user", 0) * tick,
+                },
+                "throttling": {
+                    "periods": throttling.get("nr_periods", 0),
+                    "throttledPeriods": throttling.get("nr_throttled", 0),
+                    "throttledTime": throttling.get("throttled_time", 0),
+                },
+            },
+            "memory": {
+                "cache": details.get("cache", 0),
+                "usage": _memory_use(memory, "memory."),
+                "swap": _memory_use(memory, "memory.memsw."),
+                "kernel": _memory_use(memory, "memory.kmem."),
+                "raw": details,
+            },
+            "pids": {
+                "current": get_number(pids, "pids.current"),
+                "limit": _no_limit_is_zero(get_number(pids, "pids.max")),
+            },
+        }
+
+
+def _memory_use(directory: str, prefix: str) -> Json:
+    return {
+        "limit": _no_limit_is_zero(get_number(directory, f"{prefix}limit_in_bytes")),
+        "usage": get_number(directory, f"{prefix}usage_in_bytes"),
+        "max": get_number(directory, f"{prefix}max_usage_in_bytes"),
+        "failcnt": get_number(directory, f"{prefix}failcnt"),
+    }
+
+
+def _no_limit_is_zero(limit: int) -> int:
+    return 0 if limit >= UNLIMITED else limit
+
+
+def _make(directory: str, cpuset: bool) -> None:
+    try:
+        posix.mkdir(directory, 0o755)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        _make(directory.rpartition("/")[0], cpuset)
+        posix.mkdir(directory, 0o755)
+    if cpuset:
+        above = directory.rpartition("/")[0]
+        for file in ("cpuset.cpus", "cpuset.mems"):
+            write_file(f"{directory}/{file}", read_file(f"{above}/{file}"))

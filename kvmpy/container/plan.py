@@ -1,0 +1,262 @@
+"""A configuration becomes a plan: the ordered list of operations from the host to the container's program.
+
+The order is the contract, and it is all in `container_plan()`; plan_mounts.py and plan_process.py fill in two parts.
+"""
+
+from __future__ import annotations
+
+from kvmpy.container import kernel as k
+from kvmpy.container import operations as ops
+from kvmpy.container.host import absolute, exists
+from kvmpy.container.plan_mounts import device_plan, mount_plan
+from kvmpy.container.plan_process import DOMAINS, console_size, limits_plan, process_plan
+from kvmpy.container.tape import Descriptors
+from kvmpy.errors import ContainerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvmpy.container.cgroup.base import Cgroup
+    from kvmpy.container.host import Json
+    from kvmpy.container.seccomp import Filter
+
+    Operations = Iterator[ops.Operation]
+
+OVERLAY = "kvmpy.overlay"  # an annotation: the root is an overlay, its write layer this directory, or "memory"
+PROPAGATION = {"private": k.MS_PRIVATE, "slave": k.MS_SLAVE, "shared": k.MS_SHARED, "unbindable": k.MS_UNBINDABLE}
+# config-linux, Sysctl: only what the container has of its own may be set
+SYSCTL_OF = {
+    "ipc": (
+        "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
+        "kernel.shmmni", "kernel.shm_rmid_forced", "fs.mqueue.",
+    ),
+    "network": ("net.",),
+    "uts": ("kernel.domainname", "kernel.hostname"),
+}  # fmt: skip
+HOOKS_BEFORE_PIVOT = ("prestart", "createRuntime", "createContainer")
+
+
+class Plan:
+    """What is needed to make one container: its configuration, where it is, and what the caller wants besides.
+
+    `fds` are the descriptors that its operations name; `operations` is filled by `container_plan()`.
+    """
+
+    def __init__(
+        self,
+        config: Json,
+        bundle: str,
+        name: str,
+        *,
+        cgroup: Cgroup | None = None,
+        filter: Filter | None = None,
+        privileged: bool = True,
+        pivot: bool = True,
+        keyring: bool = True,
+        preserved: int = 0,
+        wait: bool = True,
+    ) -> None:
+        self.config = config
+        self.linux: Json = config.get("linux", {})
+        self.bundle = bundle
+        self.name = name
+        self.cgroup = cgroup
+        self.filter = filter
+        self.privileged = privileged
+        self.pivot = pivot
+        self.keyring = keyring
+        self.wait = wait
+        self.fds = Descriptors(preserved)
+        self.new: list[str] = []
+        self.joined: list[tuple[str, str, int]] = []
+        self._sort_namespaces()
+        self.terminal: bool = config["process"].get("terminal", False)
+        self.operations = list(container_plan(self))
+
+    def _sort_namespaces(self) -> None:
+        entries = {}
+        for number, entry in enumerate(self.linux.get("namespaces", ())):
+            kind = entry["type"]
+            if kind in entries:
+                raise ContainerError(f"linux.namespaces[{number}].type: {kind} is there twice")
+            if "path" in entry and not exists(entry["path"]):
+                raise ContainerError(f"linux.namespaces[{number}].path: {entry['path']}: no such file or directory")
+            entries[kind] = entry
+        for kind in k.NAMESPACES:
+            if kind in entries and "path" in entries[kind]:
+                path = entries[kind]["path"]
+                self.joined.append((kind, path, self.fds.another(f"namespace_{kind}")))
+            elif kind in entries:
+                self.new.append(kind)
+
+    def own(self, kind: str) -> bool:
+        """Whether the container has a namespace of this kind that is not the runtime's."""
+        return kind in self.new or any(kind == joined for joined, _, _ in self.joined)
+
+    @property
+    def root(self) -> str:
+        """The root directory on the host."""
+        return absolute(self.config["root"]["path"], self.bundle)
+
+
+def container_plan(plan: Plan) -> Operations:
+    """Give the operations in their order."""
+    check(plan)
+    config, linux = plan.config, plan.linux
+
+    # Outside, with the rights and the view of the host.
+    cgroups, into = _open_cgroups(plan)
+    yield from cgroups
+    if plan.joined:
+        yield ops.OpenNamespaces(plan.joined)
+    user_namespace = "user" in plan.new
+    if user_namespace:
+        yield from limits_plan(config["process"])
+    mounts, trees = mount_plan(plan)
+    yield from trees
+    if plan.joined:
+        yield ops.JoinNamespaces(plan.joined)
+    if linux.get("timeOffsets"):
+        yield ops.TimeOffsets(
+            {clock: (o.get("secs", 0), o.get("nanosecs", 0)) for clock, o in linux["timeOffsets"].items()}
+        )
+    shifted = {"time"} if linux.get("timeOffsets") else set()
+    yield ops.Fork([kind for kind in plan.new if kind not in {"cgroup", *shifted}], into)
+
+    # Inside the namespaces; the host's directories can still be seen.
+    if user_namespace:
+        yield ops.MapIds(_ids(linux["uidMappings"]), _ids(linux["gidMappings"]), plan.privileged)
+    if cgroups or "cgroup" in plan.new:
+        yield ops.JoinCgroups(
+            [] if into else [fd for _, fd in cgroups[0].groups] if cgroups else [], "cgroup" in plan.new
+        )
+    yield ops.NewSession(f"_ses.{plan.name}", plan.keyring)
+    if "network" in plan.new:
+        yield ops.Loopback()
+    if "mount" in plan.new:
+        yield from _root(plan)
+        if linux.get("sysctl") or _labels(config["process"]):
+            yield ops.OpenProc()
+        yield from mounts
+        yield from device_plan(plan)
+        if plan.terminal:
+            yield ops.Console(*console_size(config["process"]), True)
+        if any(config.get("hooks", {}).get(kind) for kind in HOOKS_BEFORE_PIVOT):
+            yield ops.RunHooks(HOOKS_BEFORE_PIVOT)
+        yield ops.PivotRoot() if plan.pivot else ops.MoveRoot()
+    elif plan.terminal:
+        yield ops.OpenRoot()
+        yield ops.Console(*console_size(config["process"]), False)
+
+    # Inside the container.
+    if config.get("hostname") or config.get("domainname"):
+        yield ops.HostNames(config.get("hostname", ""), config.get("domainname", ""))
+    for path, value in _labels(config["process"]):
+        yield ops.WriteProc(path, value)
+    for name, value in linux.get("sysctl", {}).items():
+        yield ops.WriteProc(f"sys/{name.replace('.', '/')}", value)
+    if "mount" in plan.new:
+        yield from _protect(plan)
+    if personality := linux.get("personality"):
+        yield ops.Personality(DOMAINS[personality["domain"]])
+    yield from process_plan(
+        config["process"],
+        plan.filter,
+        limits=not user_namespace,
+        groups=not user_namespace or plan.privileged,
+        terminal=plan.terminal,
+        wait=plan.wait,
+        rooted=plan.own("mount"),
+    )
+
+
+def check(plan: Plan) -> None:
+    """Raise a ContainerError for what fits together nowhere, each naming its field."""
+    config, linux = plan.config, plan.linux
+    if not plan.own("mount"):
+        raise ContainerError("linux.namespaces: 'mount' is missing; without it the mounts would change the host's")
+    if not exists(plan.root):
+        raise ContainerError(f"root.path: {plan.root}: no such file or directory")
+    if "user" in plan.new:
+        for field in ("uidMappings", "gidMappings"):
+            if not linux.get(field):
+                raise ContainerError(f"linux.{field} is missing; a new user namespace needs it")
+    elif not plan.own("user") and (linux.get("uidMappings") or linux.get("gidMappings")):
+        raise ContainerError("linux.uidMappings: there is no user namespace in linux.namespaces for it")
+    if linux.get("timeOffsets") and "time" not in plan.new:
+        raise ContainerError("linux.timeOffsets: there is no new time namespace in linux.namespaces for it")
+    for clock in linux.get("timeOffsets", {}):
+        if clock not in ("monotonic", "boottime"):
+            raise ContainerError(f"linux.timeOffsets: {clock!r} is not one of monotonic, boottime")
+    for field in ("hostname", "domainname"):
+        if config.get(field) and not plan.own("uts"):
+            raise ContainerError(f"{field}: it would change the host's; add 'uts' to linux.namespaces")
+    for name in linux.get("sysctl", {}):
+        _check_sysctl(plan, name)
+    for field in ("intelRdt", "mountLabel"):
+        if linux.get(field):
+            raise ContainerError(f"linux.{field}: kvmpy does not support it")
+
+
+def _check_sysctl(plan: Plan, name: str) -> None:
+    dotted = name.replace("/", ".")
+    if ".." in dotted:
+        raise ContainerError(f"linux.sysctl: {name!r} is no name of a sysctl")
+    for kind, names in SYSCTL_OF.items():
+        if any(dotted == known or (known[-1] == "." and dotted.startswith(known)) for known in names):
+            if not plan.own(kind):
+                raise ContainerError(f"linux.sysctl: {name} would change the host's; add {kind!r} to linux.namespaces")
+            return
+    raise ContainerError(f"linux.sysctl: {name} is the whole host's; no container has one of its own")
+
+
+def _open_cgroups(plan: Plan) -> tuple[list[ops.OpenCgroups], int]:
+    """Return how to open the control groups, and the descriptor of the one to be born in (version 2), or 0."""
+    if plan.cgroup is None:
+        return [], 0
+    if plan.cgroup.version == 2:
+        fd = plan.fds.another("cgroup")
+        return [ops.OpenCgroups([(plan.cgroup.process_directory(), fd)], True)], fd
+    files: list[tuple[str, int]] = [
+        (path, plan.fds.another(f"cgroup{n}")) for n, path in enumerate(plan.cgroup.join_files())
+    ]
+    return [ops.OpenCgroups(files, False)], 0
+
+
+def _ids(entries: list[Json]) -> list[tuple[int, int, int]]:
+    return [(entry["containerID"], entry["hostID"], entry["size"]) for entry in entries]
+
+
+def _root(plan: Plan) -> Operations:
+    propagation = plan.linux.get("rootfsPropagation", "")
+    kind = propagation.removeprefix("r") if propagation else "slave"
+    yield ops.Propagation(k.MS_PRIVATE if kind in ("private", "unbindable") else k.MS_SLAVE)
+    layer = plan.config.get("annotations", {}).get(OVERLAY)
+    if layer:
+        kept = "" if layer == "memory" else absolute(layer, plan.bundle)
+        yield ops.OverlayRoot(plan.root, kept, "user" in plan.new)
+    else:
+        yield ops.Root(plan.root)
+
+
+def _labels(process: Json) -> Iterator[tuple[str, str]]:
+    if process.get("apparmorProfile"):
+        yield "self/attr/apparmor/exec", f"exec {process['apparmorProfile']}"
+    if process.get("selinuxLabel"):
+        yield "self/attr/exec", process["selinuxLabel"]
+
+
+def _protect(plan: Plan) -> Operations:
+    for path in plan.linux.get("readonlyPaths", ()):
+        yield ops.ReadonlyPath(absolute(path, "/"))
+    for path in plan.linux.get("maskedPaths", ()):
+        yield ops.MaskedPath(absolute(path, "/"))
+    propagation = plan.linux.get("rootfsPropagation", "")
+    if propagation.removeprefix("r") in ("shared", "unbindable"):
+        yield ops.RootPropagation(PROPAGATION[propagation.removeprefix("r")], propagation.startswith("r"))
+    cwd = absolute(plan.config["process"]["cwd"], "/")
+    if cwd != "/":
+        yield ops.MakeDirectory(cwd)
+    if plan.config["root"].get("readonly"):
+        yield ops.ReadonlyRoot()
