@@ -63,3 +63,11 @@ class BusError(KvmpyError):
 
 class ContainerError(KvmpyError):
     """A container that cannot be made, is not there, or is in no state for what was asked; or a bad configuration."""
+
+
+class ExecutableError(ContainerError):
+    """The container's program is not there (`errno` ENOENT) or cannot be executed."""
+
+    def __init__(self, message: str, errno: int) -> None:
+        super().__init__(message)
+        self.errno = errno

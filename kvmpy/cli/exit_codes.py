@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from kvmpy.errors import AssemblyError, DeadlineError, ImageError, KvmpyError, NoAcceleratorError
+from errno import ENOENT
+
+from kvmpy.errors import (
+    AssemblyError,
+    ContainerError,
+    DeadlineError,
+    ExecutableError,
+    ImageError,
+    KvmpyError,
+    NoAcceleratorError,
+)
 from kvmpy.machine.stop import StopKind
 
 TYPE_CHECKING = False
@@ -22,6 +32,9 @@ class ExitCode:
     OUTPUT_CLOSED = 74
     EXIT_LIMIT = 75
     TIMEOUT = 124
+    CONTAINER = 125
+    NOT_EXECUTABLE = 126
+    NOT_FOUND = 127
     INTERRUPTED = 130
 
 
@@ -60,6 +73,10 @@ def exit_code_of(cause: Stop | KvmpyError) -> int:
         return ExitCode.TIMEOUT
     if isinstance(cause, (ImageError, AssemblyError)):
         return ExitCode.BAD_FILE
+    if isinstance(cause, ExecutableError):
+        return ExitCode.NOT_FOUND if cause.errno == ENOENT else ExitCode.NOT_EXECUTABLE
+    if isinstance(cause, ContainerError):
+        return ExitCode.CONTAINER
     if isinstance(cause, KvmpyError):
         return ExitCode.HOST_ERROR
     if cause.kind == StopKind.EXIT:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from kvmpy.container.operations.base import Operation
 
-STAGE = __file__.rpartition("/")[0] + "/native/stage"
+NATIVE = __file__.rpartition("/")[0] + "/native"
+STAGE = f"{NATIVE}/stage"
 F_ADD_SEALS = 1033
 ALL_SEALS = 0xF  # seal, shrink, grow, write
 MFD_EXEC = 0x10
@@ -54,6 +55,7 @@ class Launch:
         self.received = -1  # the descriptor that came with the last question
         self._stage = 0
         self._socket: socket | None = None
+        self._early: tuple[int, int] | None = None
 
     def start(self, descriptors: dict[int, int]) -> None:
         """Start the stage; return when it is ready, or raise what failed."""
@@ -65,11 +67,25 @@ class Launch:
         finally:
             posix.close(program)
             theirs.close()
-        while self._answer_one():
+        while self._serve(*self._next()):
             pass
 
-    def _answer_one(self) -> bool:
-        """Serve one message of the stage; say whether more will come."""
+    def _next(self) -> tuple[int, int]:
+        """Return the next message of the stage: what, and a value.
+
+        A forked process may be quicker than its parent, which tells who it is: then its message waits for that.
+        """
+        if self._early and self.pid:
+            message, self._early = self._early, None
+            return message
+        what, value = message = self._receive()
+        at = value if what == ASK else what
+        if not self.pid and self.tape.fork_at >= 0 and what != FORKED and (what == READY or at > self.tape.fork_at):
+            self._early = message
+            return self._receive()
+        return what, value
+
+    def _receive(self) -> tuple[int, int]:
         assert self._socket
         data, ancillary, _, _ = self._socket.recvmsg(8, 64)
         for level, kind, content in ancillary:
@@ -78,6 +94,11 @@ class Launch:
         if len(data) < 8:
             raise ContainerError(f"the stage {self._how_it_ended()} before the container was ready")
         what, value = unpack("<ii", data)
+        return what, value
+
+    def _serve(self, what: int, value: int) -> bool:
+        """Do what a message asks for; say whether more will come."""
+        assert self._socket
         if what == FORKED:
             self.pid = value
             self.pidfd = posix.pidfd_open(value, 0)
@@ -86,7 +107,7 @@ class Launch:
             self._socket.send(b"\0")
         elif what != READY:
             raise self._operation(what).error(value)
-        return bool(what != READY)
+        return what != READY
 
     def _operation(self, index: int) -> Operation:
         operation = self.tape.calls[index].operation

@@ -100,6 +100,12 @@ class Plan:
         return absolute(self.config["root"]["path"], self.bundle)
 
 
+def own_namespaces(config: Json) -> list[str]:
+    """Return the kinds of namespaces that the container does not share with the runtime, in the order of joining."""
+    kinds = {entry["type"] for entry in config.get("linux", {}).get("namespaces", ())}
+    return [kind for kind in k.NAMESPACES if kind in kinds]
+
+
 def container_plan(plan: Plan) -> Operations:
     """Give the operations in their order."""
     check(plan)
@@ -136,7 +142,7 @@ def container_plan(plan: Plan) -> Operations:
         yield ops.Loopback()
     if "mount" in plan.new:
         yield from _root(plan)
-        if linux.get("sysctl") or _labels(config["process"]):
+        if linux.get("sysctl") or any(_labels(config["process"])):
             yield ops.OpenProc()
         yield from mounts
         yield from device_plan(plan)

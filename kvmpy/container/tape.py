@@ -129,6 +129,7 @@ class Tape:
         self.fds = fds
         self.calls: list[Call] = []
         self._data = bytearray()
+        self.fork_at = -1  # the index of FORK, if there is one
         self._operation: Operation | None = None
 
     def write(self, operations: Iterable[Operation]) -> None:
@@ -155,6 +156,8 @@ class Tape:
         values = [arg & WORD if isinstance(arg, int) else self.put(arg) for arg in args]
         call = Call(self._operation, name, args, values + [0] * (6 - len(args)))
         call.keep, call.accept, call.otherwise, call.then, call.nonzero = keep, accept, otherwise, then, nonzero
+        if name == "FORK":
+            self.fork_at = len(self.calls)
         self.calls.append(call)
 
     def place(self, label: Label) -> None:

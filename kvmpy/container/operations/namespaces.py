@@ -30,7 +30,7 @@ class OpenCgroups(Operation):
 
     def describe(self) -> str:
         """Say what the operation does."""
-        return "open the control groups: " + ", ".join(path.removesuffix("/tasks") for path, _ in self.groups)
+        return f"open the control groups, as {self.groups[0][0].removesuffix('/tasks')}"
 
     def write(self, tape: Tape) -> None:
         """Append the calls."""

@@ -8,7 +8,7 @@ from kvmpy.container import kernel as k
 from kvmpy.container.operations.base import Operation
 from kvmpy.container.operations.paths import make_directories
 from kvmpy.container.tape import READY, Label
-from kvmpy.errors import ContainerError
+from kvmpy.errors import ContainerError, ExecutableError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -289,8 +289,8 @@ class FindExecutable(Operation):
     def error(self, number: int) -> ContainerError:
         """Return the error in runc's words: podman makes 127 and 126 of them."""
         if number == k.ENOENT and "/" not in self.name:
-            return ContainerError(f'exec: "{self.name}": executable file not found in $PATH')
-        return ContainerError(f'exec: "{self.name}": {strerror(number).lower()}')
+            return ExecutableError(f'exec: "{self.name}": executable file not found in $PATH', number)
+        return ExecutableError(f'exec: "{self.name}": {strerror(number).lower()}', number)
 
 
 def fail(tape: Tape, number: int) -> None:

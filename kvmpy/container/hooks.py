@@ -1,0 +1,96 @@
+"""Hooks: programs of the user's that run at points of a container's life (config, POSIX-platform Hooks)."""
+
+from __future__ import annotations
+
+import posix
+
+from kvmpy.container import operations as ops
+from kvmpy.container.host import to_json
+from kvmpy.container.launch import SIGKILL, Launch
+from kvmpy.container.plan_process import process_plan
+from kvmpy.container.tape import Descriptors
+from kvmpy.errors import ContainerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.container.host import Json
+    from kvmpy.container.state import State
+
+# Where a hook runs: those of the runtime's namespaces, and those of the container's.
+OUTSIDE = ("prestart", "createRuntime", "poststart", "poststop")
+POLLIN = 1
+
+
+def run_hooks(state: State, config: Json, kind: str, status: str, pid: int, namespaces: list[str]) -> None:
+    """Run the hooks of a kind one after the other, each with the container's state on standard input.
+
+    Raises:
+        ContainerError: one failed or took longer than its timeout; those after it did not run.
+    """
+    for number, hook in enumerate(config.get("hooks", {}).get(kind, ())):
+        text = to_json(state.report(status, pid)).encode()
+        where = f"hooks.{kind}[{number}]"
+        try:
+            if kind in OUTSIDE:
+                _run_outside(hook, text)
+            else:
+                _run_inside(hook, text, pid, namespaces, config if kind == "startContainer" else None)
+        except (OSError, ContainerError, ValueError) as error:
+            what = posix.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else str(error)
+            raise ContainerError(f"{where}: {hook['path']}: {what}") from None
+
+
+def _run_outside(hook: Json, text: bytes) -> None:
+    import subprocess
+
+    arguments = hook.get("args") or [hook["path"]]
+    environment = dict(entry.partition("=")[::2] for entry in hook.get("env", ()))
+    try:
+        done = subprocess.run(
+            arguments, executable=hook["path"], env=environment, input=text, timeout=hook.get("timeout"), check=False,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ContainerError(f"took longer than {hook['timeout']} s") from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
+        raise ContainerError(f"exit status {done.returncode}" + (f": {said}" if said else ""))
+
+
+def _run_inside(hook: Json, text: bytes, pid: int, namespaces: list[str], config: Json | None) -> None:
+    """Join the container's namespaces, as exec does. Before pivot_root their root is the host's still."""
+    fds = Descriptors()
+    process = fds.another("container")
+    arguments = hook.get("args") or [hook["path"]]
+    plan: list[ops.Operation] = [ops.JoinProcess(namespaces, process), ops.Fork([], 0)]
+    if config:
+        its = {**config["process"], "args": [hook["path"], *arguments[1:]], "env": hook.get("env", [])}
+        plan += process_plan({**its, "terminal": False}, None, limits=False)
+    else:
+        plan += [ops.CloseDirectories(), ops.TellReady(), ops.Execute([hook["path"]], arguments, hook.get("env", []))]
+    reading, writing = posix.pipe()
+    pidfd = posix.pidfd_open(pid, 0)
+    try:
+        posix.write(writing, text)
+        posix.close(writing)
+        with Launch(plan, fds) as launch:
+            launch.start({process: pidfd, 0: reading})
+            launch.go_on()
+            _wait(launch, hook.get("timeout"))
+    finally:
+        posix.close(reading)
+        posix.close(pidfd)
+
+
+def _wait(launch: Launch, timeout: int | None) -> None:
+    from select import poll
+
+    poller = poll()
+    poller.register(launch.pidfd, POLLIN)
+    if not poller.poll(None if timeout is None else timeout * 1000):
+        posix.kill(launch.pid, SIGKILL)
+        posix.waitpid(launch.pid, 0)
+        raise ContainerError(f"took longer than {timeout} s")
+    status = posix.waitpid(launch.pid, 0)[1]
+    if status:
+        raise ContainerError(f"exit status {posix.waitstatus_to_exitcode(status)}")

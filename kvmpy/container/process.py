@@ -1,0 +1,41 @@
+"""Processes by descriptors, which never mean another process: signals, and waiting for the end."""
+
+from __future__ import annotations
+
+import _signal
+
+from kvmpy.container.launch import SIGKILL
+from kvmpy.errors import ContainerError
+
+__all__ = ["SIGKILL", "send_signal", "signal_number", "wait_for_end"]
+
+POLLIN = 1
+HIGHEST_SIGNAL = 64
+
+
+def send_signal(pidfd: int, number: int) -> None:
+    """Send a signal; a process that has ended does not mind."""
+    try:
+        _signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        pass
+
+
+def wait_for_end(pidfd: int, milliseconds: int | None) -> bool:
+    """Wait until a process has ended; say whether it has within that time."""
+    from select import poll
+
+    poller = poll()
+    poller.register(pidfd, POLLIN)
+    return bool(poller.poll(milliseconds))
+
+
+def signal_number(text: str) -> int:
+    """Return the number of a signal: 9, KILL or SIGKILL."""
+    if text.isdigit() and 0 < int(text) <= HIGHEST_SIGNAL:
+        return int(text)
+    name = text.upper()
+    number = getattr(_signal, name if name.startswith("SIG") else f"SIG{name}", None)
+    if not isinstance(number, int) or not name.removeprefix("SIG").isalnum() or "_" in name:
+        raise ContainerError(f"unknown signal {text!r}; write a number or a name such as TERM")
+    return int(number)

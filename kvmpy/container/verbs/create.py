@@ -1,0 +1,215 @@
+"""create: the plan becomes a tape, the tape a process that waits for start."""
+
+from __future__ import annotations
+
+import posix
+
+from kvmpy.container import seccomp
+from kvmpy.container.cgroup import open_cgroup
+from kvmpy.container.config import load
+from kvmpy.container.hooks import run_hooks
+from kvmpy.container.host import absolute, reason, replace_file, to_json
+from kvmpy.container.launch import Answers, Launch
+from kvmpy.container.plan import Plan, own_namespaces
+from kvmpy.container.state import CREATING, STOPPED
+from kvmpy.errors import ContainerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.container.command_line import Call
+    from kvmpy.container.host import Json
+    from kvmpy.container.state import State, Store
+
+OPTIONS = {
+    "--bundle": "DIR",
+    "--console-socket": "PATH",
+    "--pid-file": "FILE",
+    "--no-pivot": "",
+    "--no-new-keyring": "",
+    "--preserve-fds": "N",
+}
+SHORT = {"-b": "--bundle"}
+WORDS = ("ID",)
+SUMMARY = "make a container that waits for start"
+
+
+class Wishes:
+    """What a caller of create wants besides what the configuration says.
+
+    `console` is a connected socket, or -1, that gets the terminal; `preserved` counts descriptors after 2 to pass on.
+    """
+
+    def __init__(
+        self, *, console: int = -1, pid_file: str = "", pivot: bool = True, keyring: bool = True, preserved: int = 0
+    ) -> None:
+        self.console = console
+        self.pid_file = pid_file
+        self.pivot = pivot
+        self.keyring = keyring
+        self.preserved = preserved
+
+
+class Creation(Answers):
+    """One container while it is made."""
+
+    def __init__(self, store: Store, name: str, bundle: str, config: Json, wishes: Wishes) -> None:
+        self.store = store
+        self.name = name
+        self.bundle = bundle
+        self.config = config
+        self.wishes = wishes
+        self.state: State | None = None
+        self.plan = self.make_plan()
+
+    def make_plan(self) -> Plan:
+        """Return the plan; nothing is changed yet, so what is wrong with the configuration leaves nothing behind."""
+        if "process" not in self.config:
+            raise ContainerError("config.json.process is missing")
+        if "root" not in self.config:
+            raise ContainerError("config.json.root is missing")
+        linux = self.config.get("linux", {})
+        privileged = posix.geteuid() == 0
+        cgroup = open_cgroup(linux.get("cgroupsPath") or f"/{self.name}") if privileged else None
+        profile = linux.get("seccomp")
+        return Plan(
+            self.config,
+            self.bundle,
+            self.name,
+            cgroup=cgroup,
+            filter=seccomp.load(self.store.root, profile, "linux.seccomp") if profile else None,
+            privileged=privileged,
+            pivot=self.wishes.pivot,
+            keyring=self.wishes.keyring,
+            preserved=self.wishes.preserved,
+        )
+
+    def run(self) -> State:
+        """Make it, or leave nothing behind."""
+        plan, wishes = self.plan, self.wishes
+        if plan.terminal != (wishes.console >= 0):
+            raise ContainerError(
+                "process.terminal: a terminal needs --console-socket, or run without --detach"
+                if plan.terminal
+                else "--console-socket: process.terminal is not true"
+            )
+        state = self.store.new(self.name, self.bundle, self.config, plan.root, plan.cgroup)
+        self.state = state
+        try:
+            if plan.cgroup:
+                plan.cgroup.create()
+                plan.cgroup.apply(plan.linux.get("resources", {}))
+            self._launch(state)
+        except BaseException:
+            self._undo(state)
+            raise
+        return state
+
+    def _launch(self, state: State) -> None:
+        plan, wishes = self.plan, self.wishes
+        fifo = posix.open(state.fifo, posix.O_RDWR | posix.O_CLOEXEC)
+        try:
+            with Launch(plan.operations, plan.fds, self) as launch:
+                descriptors: dict[int, int] = {plan.fds.fifo: fifo}
+                if wishes.console >= 0:
+                    descriptors[plan.fds.console] = wishes.console
+                descriptors |= {3 + n: 3 + n for n in range(wishes.preserved)}
+                launch.start(descriptors)
+                state.set_process(launch.pid)
+                if wishes.pid_file:
+                    write_pid_file(wishes.pid_file, launch.pid)
+                launch.go_on()
+        finally:
+            posix.close(fifo)
+
+    def _undo(self, state: State) -> None:
+        if self.plan.cgroup:
+            self.plan.cgroup.kill_all()
+            self.plan.cgroup.remove()
+        try:
+            run_hooks(state, self.config, "poststop", STOPPED, 0, [])
+        except ContainerError:
+            pass  # what failed before is what the caller must hear
+        state.forget()
+
+    def run_hooks(self, launch: Launch, kinds: tuple[str, ...]) -> None:
+        """Run the hooks of these kinds for the process on its way."""
+        assert self.state
+        for kind in kinds:
+            run_hooks(self.state, self.config, kind, CREATING, launch.pid, own_namespaces(self.config))
+
+    def hand_on_listener(self, launch: Launch) -> None:
+        """Send seccomp's descriptor to listenerPath, with the container process state of config-linux."""
+        from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
+
+        assert self.state
+        profile: Json = self.plan.linux["seccomp"]
+        message = {
+            "ociVersion": self.config["ociVersion"],
+            "fds": ["seccompFd"],
+            "pid": launch.pid,
+            "metadata": profile.get("listenerMetadata", ""),
+            "state": self.state.report(CREATING, launch.pid),
+        }
+        connection = socket(AF_UNIX, SOCK_STREAM)
+        try:
+            connection.connect(profile["listenerPath"])
+            rights = (SOL_SOCKET, SCM_RIGHTS, launch.received.to_bytes(4, "little"))
+            connection.sendmsg([to_json(message).encode()], [rights])
+        except OSError as error:
+            raise ContainerError(f"linux.seccomp.listenerPath: {profile['listenerPath']}: {reason(error)}") from None
+        finally:
+            connection.close()
+
+
+def create(store: Store, name: str, bundle: str, wishes: Wishes) -> State:
+    """Make a container of a bundle; it waits for start.
+
+    Raises:
+        ContainerError: it cannot be, and nothing of it is left.
+    """
+    return prepare(store, name, bundle, wishes).run()
+
+
+def prepare(store: Store, name: str, bundle: str, wishes: Wishes) -> Creation:
+    """Read a bundle and plan its container; nothing is changed yet."""
+    bundle = absolute(bundle, posix.getcwd())
+    return Creation(store, name, bundle, load(bundle), wishes)
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """Write the pid without a newline, so that nobody reads half of it: callers wait for the file."""
+    try:
+        replace_file(path, str(pid), 0o644)
+    except OSError as error:
+        raise ContainerError(f"--pid-file: {path}: {reason(error)}") from None
+
+
+def connect_console(path: str) -> int:
+    """Return a descriptor of a connection to the socket that waits for a terminal."""
+    from _socket import AF_UNIX, SOCK_STREAM, socket
+
+    connection = socket(AF_UNIX, SOCK_STREAM)
+    try:
+        connection.connect(path)
+    except OSError as error:
+        connection.close()
+        raise ContainerError(f"--console-socket: {path}: {reason(error)}") from None
+    return connection.detach()
+
+
+def wishes_of(call: Call) -> Wishes:
+    """Return what the options of create and run say."""
+    console = call.value("--console-socket")
+    return Wishes(
+        console=connect_console(console) if console else -1,
+        pid_file=call.value("--pid-file"),
+        pivot=not call.has("--no-pivot"),
+        keyring=not call.has("--no-new-keyring"),
+        preserved=call.number("--preserve-fds"),
+    )
+
+
+def main(call: Call) -> int:
+    """Run the verb."""
+    create(call.store, call.words[0], call.value("--bundle") or posix.getcwd(), wishes_of(call))
+    return 0

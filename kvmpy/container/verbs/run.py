@@ -1,0 +1,58 @@
+"""run: create, start, and stay until the container's program ends."""
+
+from __future__ import annotations
+
+import posix
+
+from kvmpy.container.foreground import Terminal, wait
+from kvmpy.container.verbs import create as creating
+from kvmpy.container.verbs.delete import delete
+from kvmpy.container.verbs.start import start
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvmpy.container.command_line import Call
+    from kvmpy.container.verbs.create import Creation
+
+OPTIONS = {**creating.OPTIONS, "--detach": "", "--keep": ""}
+SHORT = {**creating.SHORT, "-d": "--detach"}
+WORDS = ("ID",)
+SUMMARY = "create and start a container, and wait for its end"
+
+
+def run_in_foreground(
+    creation: Creation, warn: Callable[[str], None], *, keep: bool = False, fatal: bool = False
+) -> int:
+    """Run a container to its end; return its exit code, 128 + the signal it died of. Nothing is left, unless `keep`.
+
+    `fatal` is as in foreground.Signals.
+    """
+    terminal = Terminal() if creation.plan.terminal and creation.wishes.console < 0 else None
+    if terminal:
+        creation.wishes.console = terminal.console
+    try:
+        state = creation.run()
+        try:
+            if terminal:
+                terminal.receive()
+            pid = state.process()[0]
+            return wait(pid, terminal, fatal, lambda: start(state, warn))
+        finally:
+            if not keep:
+                delete(state, True, warn)
+    finally:
+        if terminal:
+            terminal.__exit__()
+
+
+def main(call: Call) -> int:
+    """Run the verb."""
+    name = call.words[0]
+    bundle = call.value("--bundle") or posix.getcwd()
+    creation = creating.prepare(call.store, name, bundle, creating.wishes_of(call))
+    if not call.has("--detach"):
+        return run_in_foreground(creation, call.warn, keep=call.has("--keep"))
+    start(creation.run(), call.warn)
+    return 0
