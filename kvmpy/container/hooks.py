@@ -6,7 +6,7 @@ import posix
 
 from kvmpy.container import operations as ops
 from kvmpy.container.host import to_json
-from kvmpy.container.launch import SIGKILL, Launch
+from kvmpy.container.launch import Launch
 from kvmpy.container.plan_process import process_plan
 from kvmpy.container.tape import Descriptors
 from kvmpy.errors import ContainerError
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from kvmpy.container.state import State
 
 # Where a hook runs: those of the runtime's namespaces, and those of the container's.
+COMPLAINT = 4096  # bytes of a hook's standard error that a message has room for
 OUTSIDE = ("prestart", "createRuntime", "poststart", "poststop")
-POLLIN = 1
 
 
 def run_hooks(state: State, config: Json, kind: str, status: str, pid: int, namespaces: list[str]) -> None:
@@ -52,9 +52,7 @@ def _run_outside(hook: Json, text: bytes) -> None:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise ContainerError(f"took longer than {hook['timeout']} s") from None
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
-        raise ContainerError(f"exit status {done.returncode}" + (f": {said}" if said else ""))
+    _demand_success(done.returncode, done.stderr[:COMPLAINT])
 
 
 def _run_inside(hook: Json, text: bytes, pid: int, namespaces: list[str], config: Json | None) -> None:
@@ -68,29 +66,26 @@ def _run_inside(hook: Json, text: bytes, pid: int, namespaces: list[str], config
         plan += process_plan({**its, "terminal": False}, None, limits=False)
     else:
         plan += [ops.CloseDirectories(), ops.TellReady(), ops.Execute([hook["path"]], arguments, hook.get("env", []))]
-    reading, writing = posix.pipe()
+    state, said = posix.memfd_create("state", posix.MFD_CLOEXEC), posix.memfd_create("said", posix.MFD_CLOEXEC)
+    null = posix.open("/dev/null", posix.O_WRONLY | posix.O_CLOEXEC)
     pidfd = posix.pidfd_open(pid, 0)
     try:
-        posix.write(writing, text)
-        posix.close(writing)
+        posix.pwrite(state, text, 0)
         with Launch(plan, fds) as launch:
-            launch.start({process: pidfd, 0: reading})
+            launch.start({process: pidfd, 0: state, 1: null, 2: said})
             launch.go_on()
-            _wait(launch, hook.get("timeout"))
+            timeout = hook.get("timeout")
+            status = launch.wait(None if timeout is None else timeout * 1000)
+        complaint = posix.pread(said, COMPLAINT, 0)
     finally:
-        posix.close(reading)
-        posix.close(pidfd)
-
-
-def _wait(launch: Launch, timeout: int | None) -> None:
-    from select import poll
-
-    poller = poll()
-    poller.register(launch.pidfd, POLLIN)
-    if not poller.poll(None if timeout is None else timeout * 1000):
-        posix.kill(launch.pid, SIGKILL)
-        posix.waitpid(launch.pid, 0)
+        for fd in (state, said, null, pidfd):
+            posix.close(fd)
+    if status is None:
         raise ContainerError(f"took longer than {timeout} s")
-    status = posix.waitpid(launch.pid, 0)[1]
-    if status:
-        raise ContainerError(f"exit status {posix.waitstatus_to_exitcode(status)}")
+    _demand_success(posix.waitstatus_to_exitcode(status), complaint)
+
+
+def _demand_success(code: int, complaint: bytes) -> None:
+    if code:
+        said = complaint.decode(errors="replace").strip().replace("\n", "; ")
+        raise ContainerError(f"exit status {code}" + (f": {said}" if said else ""))

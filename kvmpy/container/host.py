@@ -36,11 +36,14 @@ def parse_json(text: str) -> object:
     """Return the value of a JSON text; ValueError tells line and column of what is no JSON."""
     try:
         value, end = _scan(text, len(text) - len(text.lstrip(WHITE)))
-    except StopIteration as stop:
-        raise ValueError(f"no JSON value at character {stop.value}") from None
-    if text[end:].strip(WHITE):
-        raise ValueError(f"more than one JSON value, at character {end}")
-    return value
+        good = not text[end:].strip(WHITE)
+    except (StopIteration, SystemError):
+        good = False
+    if good:
+        return value
+    import json  # slow, but it words what is wrong
+
+    return json.loads(text)
 
 
 def to_json(value: object) -> str:

@@ -131,6 +131,18 @@ class Launch:
             posix.waitpid(self._stage, 0)
             self._stage = 0
 
+    def wait(self, milliseconds: int | None = None) -> int | None:
+        """Wait for the end of the program and return its status; kill it when its time is over, and return None."""
+        from select import POLLIN, poll
+
+        poller = poll()
+        poller.register(self.pidfd, POLLIN)
+        if not poller.poll(milliseconds):
+            self.kill()
+            return None
+        pid, self.pid = self.pid, 0
+        return posix.waitpid(pid, 0)[1]
+
     def __enter__(self) -> Self:
         return self
 
@@ -138,17 +150,18 @@ class Launch:
         if self._socket:
             self._socket.close()
         if kind:
-            self._kill()
+            self.kill()
         for fd in (self.pidfd, self.received):
             if fd >= 0:
                 posix.close(fd)
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
         """End what was started; it is the runtime's own child, so its pid cannot be another's."""
         for pid in (self._stage, self.pid):
             if pid:
                 posix.kill(pid, SIGKILL)
                 posix.waitpid(pid, 0)
+        self._stage = self.pid = 0
 
 
 def sealed(name: str, data: bytes) -> int:
@@ -167,9 +180,10 @@ def sealed(name: str, data: bytes) -> int:
 def spawn(program: int, descriptors: dict[int, int]) -> int:
     """Execute an open program with descriptors of given numbers; return its pid.
 
-    All come from above the highest wanted number first, so that none is overwritten before it is copied.
+    All come from above the highest wanted number, so that none is overwritten before it is used.
     """
     above = max(descriptors) + 1
+    program = fcntl(program, F_DUPFD_CLOEXEC, above)
     high = {number: fcntl(fd, F_DUPFD_CLOEXEC, above) for number, fd in descriptors.items()}
     try:
         actions = [(posix.POSIX_SPAWN_DUP2, fd, number) for number, fd in high.items()]
@@ -182,5 +196,5 @@ def spawn(program: int, descriptors: dict[int, int]) -> int:
             setsigmask=(),
         )
     finally:
-        for fd in high.values():
+        for fd in (program, *high.values()):
             posix.close(fd)

@@ -57,8 +57,13 @@ class MountOptions:
         self.remount = False
         self.copy_up = False
         self.idmap = False
+        self.idmap_all = False
         for option in options:
             self._take(option)
+
+    def leave_writable(self) -> None:
+        """Take back that it is read-only."""
+        self.attributes = _merge(self.attributes, ATTRIBUTES["rw"])
 
     def _take(self, option: str) -> None:
         if option in ATTRIBUTES:
@@ -74,6 +79,7 @@ class MountOptions:
             self.copy_up = True
         elif option in ("idmap", "ridmap"):
             self.idmap = True
+            self.idmap_all |= option == "ridmap"
         elif option[:1] == "r" and option[1:] in ATTRIBUTES:
             self.recursive = _merge(self.recursive, ATTRIBUTES[option[1:]])
         elif option in OF_FILESYSTEM:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from kvmpy.container import kernel as k
 from kvmpy.container import operations as ops
 from kvmpy.container.host import absolute, exists
-from kvmpy.container.plan_mounts import device_plan, mount_plan
+from kvmpy.container.plan_mounts import device_plan, id_map, mount_plan
 from kvmpy.container.plan_process import DOMAINS, console_size, limits_plan, process_plan
 from kvmpy.container.tape import Descriptors
 from kvmpy.errors import ContainerError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kvmpy.container.host import Json
     from kvmpy.container.seccomp import Filter
 
+    IdMap = list[tuple[int, int, int]]
     Operations = Iterator[ops.Operation]
 
 OVERLAY = "kvmpy.overlay"  # an annotation: the root is an overlay, its write layer this directory, or "memory"
@@ -68,6 +69,7 @@ class Plan:
         self.keyring = keyring
         self.wait = wait
         self.fds = Descriptors(preserved)
+        self.id_maps: list[tuple[IdMap, IdMap, str, int]] = []  # of idmapped mounts: uids, gids, field, descriptor
         self.new: list[str] = []
         self.joined: list[tuple[str, str, int]] = []
         self._sort_namespaces()
@@ -132,7 +134,7 @@ def container_plan(plan: Plan) -> Operations:
 
     # Inside the namespaces; the host's directories can still be seen.
     if user_namespace:
-        yield ops.MapIds(_ids(linux["uidMappings"]), _ids(linux["gidMappings"]), plan.privileged)
+        yield ops.MapIds(id_map(linux["uidMappings"]), id_map(linux["gidMappings"]), plan.privileged)
     if cgroups or "cgroup" in plan.new:
         yield ops.JoinCgroups(
             [] if into else [fd for _, fd in cgroups[0].groups] if cgroups else [], "cgroup" in plan.new
@@ -170,10 +172,9 @@ def container_plan(plan: Plan) -> Operations:
         config["process"],
         plan.filter,
         limits=not user_namespace,
-        groups=not user_namespace or plan.privileged,
+        keep_groups=plan.own("user") and not (user_namespace and plan.privileged),
         terminal=plan.terminal,
         wait=plan.wait,
-        rooted=plan.own("mount"),
     )
 
 
@@ -228,10 +229,6 @@ def _open_cgroups(plan: Plan) -> tuple[list[ops.OpenCgroups], int]:
         (path, plan.fds.another(f"cgroup{n}")) for n, path in enumerate(plan.cgroup.join_files())
     ]
     return [ops.OpenCgroups(files, False)], 0
-
-
-def _ids(entries: list[Json]) -> list[tuple[int, int, int]]:
-    return [(entry["containerID"], entry["hostID"], entry["size"]) for entry in entries]
 
 
 def _root(plan: Plan) -> Operations:

@@ -42,6 +42,8 @@ def mount_plan(plan: Plan) -> tuple[list[ops.Operation], list[ops.Operation]]:
         elif not kind:
             raise ContainerError(f"{where}.type is missing; only a bind mount has none")
         else:
+            if target == "/dev":
+                options.leave_writable()  # for the devices; device_plan makes it read-only
             made = ops.FilesystemMount(kind, mount.get("source", kind), target, missing, options)
             mounts.append(ops.copy_up(plan.root, made) if options.copy_up else made)
         covered.append(target)
@@ -64,11 +66,31 @@ def _bind(
         directory = is_directory(source)
     except OSError as error:
         raise ContainerError(f"{where}.source: {source}: {reason(error)}") from None
+    mapped = options.idmap or "uidMappings" in mount or "gidMappings" in mount
     tree = 0
-    if plan.privileged and "user" in plan.new:
+    if mapped or (plan.privileged and "user" in plan.new):
         tree = plan.fds.another(f"tree{len(trees)}")
-        trees.append(ops.OpenTree(source, options.bind_all, 0, tree))
+        map_fd = _id_map(plan, mount, where) if mapped else 0
+        trees.append(ops.OpenTree(source, options.bind_all, map_fd, options.idmap_all, tree))
     return ops.BindMount(source, target, missing, directory, options, tree)
+
+
+def _id_map(plan: Plan, mount: Json, where: str) -> int:
+    """Return the descriptor of the map of an idmapped mount: its own, or else the container's."""
+    if not plan.privileged:
+        raise ContainerError(f"{where}: an idmapped mount needs root")
+    maps = mount if "uidMappings" in mount else plan.linux
+    for field in ("uidMappings", "gidMappings"):
+        if not maps.get(field):
+            raise ContainerError(f"{where}.{field} is missing; an idmapped mount needs it, or the container's own")
+    fd = plan.fds.another(f"idmap{len(plan.id_maps)}")
+    plan.id_maps.append((id_map(maps["uidMappings"]), id_map(maps["gidMappings"]), where, fd))
+    return fd
+
+
+def id_map(entries: list[Json]) -> list[tuple[int, int, int]]:
+    """Return a mapping of ids as (container's, host's, how many)."""
+    return [(entry["containerID"], entry["hostID"], entry["size"]) for entry in entries]
 
 
 def _cgroup(plan: Plan, where: str, target: str, missing: str, options: MountOptions) -> ops.Operation:
@@ -82,16 +104,20 @@ def _cgroup(plan: Plan, where: str, target: str, missing: str, options: MountOpt
 
 def device_plan(plan: Plan) -> Iterator[ops.Operation]:
     """Give the default devices and the configured ones; a /dev that is the host's own is left alone."""
+    options: list[str] = []
     for mount in plan.config.get("mounts", ()):
-        options = mount.get("options", ())
-        if absolute(mount["destination"], "/") == "/dev" and ("bind" in options or "rbind" in options):
-            return
+        if absolute(mount["destination"], "/") == "/dev":
+            options += mount.get("options", ())
+    if "bind" in options or "rbind" in options:
+        return
     devices = {device.path: device for device in ops.DEFAULT_DEVICES}
     for number, entry in enumerate(plan.linux.get("devices", ())):
         device = _device(entry, f"linux.devices[{number}]")
         devices[device.path] = device
     yield ops.MakeDevices(list(devices.values()), plan.own("user") or not plan.privileged)
     yield ops.LinkDevices(ops.DEVICE_LINKS)
+    if "ro" in options:
+        yield ops.Remount("/dev", MountOptions(["ro"]))
 
 
 def _device(entry: Json, where: str) -> ops.Device:

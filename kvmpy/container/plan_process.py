@@ -37,16 +37,15 @@ def process_plan(
     filter: Filter | None,
     *,
     limits: bool = True,
-    groups: bool = True,
+    keep_groups: bool = False,
     terminal: bool = False,
     wait: bool = False,
-    rooted: bool = True,
     where: str = "process",
 ) -> Iterator[ops.Operation]:
     """Give the last operations.
 
-    `limits`: resource limits are set here, not before; `groups`: setgroups(2) is allowed; `terminal`: TERMINAL is open;
-    `wait`: for `start`; `rooted`: the working directory must not lie outside the root.
+    `limits`: resource limits are set here, not before; `keep_groups`: see Identity; `terminal`: TERMINAL is open;
+    `wait`: for `start`.
     """
     arguments = process.get("args")
     if not arguments or not arguments[0]:
@@ -68,7 +67,7 @@ def process_plan(
         user.get("uid", 0),
         user.get("gid", 0),
         user.get("additionalGids", []),
-        groups,
+        keep_groups,
         user.get("umask", DEFAULT_UMASK),
         process["cwd"],
         *sets,

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("container.oci")
+from container.oci import IN_PYTHON, Bundle, Runtime
+
 from kvmpy.container.cgroup import find_hierarchies
 from kvmpy.container.state import default_root
 
@@ -83,3 +86,17 @@ def rootfs() -> Iterator[Path]:
 
 def is_fifo(path: Path) -> bool:
     return stat.S_ISFIFO(path.stat().st_mode)
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, unchanged_host: None) -> Runtime:
+    """kvmpy-oci with a root of its own."""
+    return Runtime(IN_PYTHON, tmp_path / "root")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, rootfs: Path) -> Bundle:
+    """A bundle whose container would run `true`."""
+    directory = tmp_path / "bundle"
+    directory.mkdir()
+    return Bundle(directory, rootfs)

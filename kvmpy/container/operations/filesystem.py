@@ -172,6 +172,7 @@ class OpenTree(Operation):
     source: str
     recursive: bool
     userns: int
+    map_all: bool
     keep: int
 
     def describe(self) -> str:
@@ -183,7 +184,7 @@ class OpenTree(Operation):
         clone_tree(tape, k.AT_FDCWD, self.source, self.recursive)
         set_attributes(tape, tape.fds.tree, propagation=k.MS_PRIVATE, recursive=True)
         if self.userns:
-            set_attributes(tape, tape.fds.tree, k.IDMAP, userns=self.userns, recursive=self.recursive)
+            set_attributes(tape, tape.fds.tree, k.IDMAP, userns=self.userns, recursive=self.map_all)
         tape.call("dup3", tape.fds.tree, self.keep, k.O_CLOEXEC)
 
 

@@ -125,7 +125,8 @@ class NoNewPrivileges(Operation):
 class Identity(Operation):
     """Who the program is, where it begins, and what it may do.
 
-    The capability sets are masks. The order is runc's: the working directory may be closed to the user, or to root
+    The capability sets are masks. `keep_groups`: a user namespace made without privilege does not let groups be given
+    up (user_namespaces(7)). The order is runc's: the working directory may be closed to the user, or to root
     (on NFS); so it is tried before and after the ids change. Then it must be inside (CVE-2024-21626): for a directory
     of the host, to which a leaked descriptor led, getcwd(2) gives "(unreachable)…".
     """
@@ -133,7 +134,7 @@ class Identity(Operation):
     uid: int
     gid: int
     groups: list[int]
-    set_groups: bool
+    keep_groups: bool
     umask: int
     directory: str
     bounding: int
@@ -154,9 +155,9 @@ class Identity(Operation):
             if not self.bounding >> capability & 1:
                 tape.call("prctl", k.PR_CAPBSET_DROP, capability, 0, 0, 0, accept=(k.EINVAL,))
         tape.call("prctl", k.PR_SET_KEEPCAPS, 1, 0, 0, 0)
-        if self.set_groups:
-            groups = b"".join(group.to_bytes(4, "little") for group in self.groups)
-            tape.call("setgroups", len(self.groups), groups or 0)
+        groups = b"".join(group.to_bytes(4, "little") for group in self.groups)
+        accept = (k.EPERM,) if self.keep_groups and not groups else ()
+        tape.call("setgroups", len(self.groups), groups or 0, accept=accept)
         tape.call("setresgid", self.gid, self.gid, self.gid)
         tape.call("setresuid", self.uid, self.uid, self.uid)
         tape.call("prctl", k.PR_SET_KEEPCAPS, 0, 0, 0, 0)

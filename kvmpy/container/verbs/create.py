@@ -9,6 +9,7 @@ from kvmpy.container.cgroup import open_cgroup
 from kvmpy.container.config import load
 from kvmpy.container.hooks import run_hooks
 from kvmpy.container.host import absolute, reason, replace_file, to_json
+from kvmpy.container.idmap import open_user_namespace
 from kvmpy.container.launch import Answers, Launch
 from kvmpy.container.plan import Plan, own_namespaces
 from kvmpy.container.state import CREATING, STOPPED
@@ -106,20 +107,22 @@ class Creation(Answers):
 
     def _launch(self, state: State) -> None:
         plan, wishes = self.plan, self.wishes
-        fifo = posix.open(state.fifo, posix.O_RDWR | posix.O_CLOEXEC)
+        ours: dict[int, int] = {plan.fds.fifo: posix.open(state.fifo, posix.O_RDWR | posix.O_CLOEXEC)}
+        callers = {3 + n: 3 + n for n in range(wishes.preserved)}
+        if wishes.console >= 0:
+            callers[plan.fds.console] = wishes.console
         try:
+            for uids, gids, where, fd in plan.id_maps:
+                ours[fd] = open_user_namespace(uids, gids, where)
             with Launch(plan.operations, plan.fds, self) as launch:
-                descriptors: dict[int, int] = {plan.fds.fifo: fifo}
-                if wishes.console >= 0:
-                    descriptors[plan.fds.console] = wishes.console
-                descriptors |= {3 + n: 3 + n for n in range(wishes.preserved)}
-                launch.start(descriptors)
+                launch.start(callers | ours)
                 state.set_process(launch.pid)
                 if wishes.pid_file:
                     write_pid_file(wishes.pid_file, launch.pid)
                 launch.go_on()
         finally:
-            posix.close(fifo)
+            for fd in ours.values():
+                posix.close(fd)
 
     def _undo(self, state: State) -> None:
         if self.plan.cgroup:
