@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -21,16 +22,18 @@ OPTIONS = (
     " -no-pie -fcf-protection=none -fno-asynchronous-unwind-tables -fno-builtin -s -Wl,--build-id=none"
     " -Wl,-z,noseparate-code"
 ).split()
-PROGRAMS = {"stage": ["-Wl,--section-start=.tape=0x10000000"]}
+PROGRAMS = {
+    "stage": ("stage.c", ["-Wl,--section-start=.tape=0x10000000"]),
+    "kvmpy-oci": ("launcher.c", [f'-DPYTHON="{sys.executable}"']),
+}
 
 
 def build_all(sources: Path, target: Path) -> None:
     """Compile each program of `sources` into `target`."""
     target.mkdir(parents=True, exist_ok=True)
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[:1]
-    for name, options in PROGRAMS.items():
-        source = str(sources / f"{name}.c")
-        subprocess.run([*compiler, *OPTIONS, *options, "-o", str(target / name), source], check=True)
+    for name, (source, options) in PROGRAMS.items():
+        subprocess.run([*compiler, *OPTIONS, *options, "-o", str(target / name), str(sources / source)], check=True)
 
 
 if __name__ == "__main__":

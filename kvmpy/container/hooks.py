@@ -58,9 +58,8 @@ def _run_outside(hook: Json, text: bytes) -> None:
 def _run_inside(hook: Json, text: bytes, pid: int, namespaces: list[str], config: Json | None) -> None:
     """Join the container's namespaces, as exec does. Before pivot_root their root is the host's still."""
     fds = Descriptors()
-    process = fds.another("container")
     arguments = hook.get("args") or [hook["path"]]
-    plan: list[ops.Operation] = [ops.JoinProcess(namespaces, process), ops.Fork([], 0)]
+    plan: list[ops.Operation] = [ops.JoinProcess(namespaces, fds.container), ops.Fork([], 0)]
     if config:
         its = {**config["process"], "args": [hook["path"], *arguments[1:]], "env": hook.get("env", [])}
         plan += process_plan({**its, "terminal": False}, None, limits=False)
@@ -72,7 +71,7 @@ def _run_inside(hook: Json, text: bytes, pid: int, namespaces: list[str], config
     try:
         posix.pwrite(state, text, 0)
         with Launch(plan, fds) as launch:
-            launch.start({process: pidfd, 0: state, 1: null, 2: said})
+            launch.start({fds.container: pidfd, 0: state, 1: null, 2: said})
             launch.go_on()
             timeout = hook.get("timeout")
             status = launch.wait(None if timeout is None else timeout * 1000)

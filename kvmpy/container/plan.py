@@ -9,7 +9,7 @@ from kvmpy.container import kernel as k
 from kvmpy.container import operations as ops
 from kvmpy.container.host import absolute, exists
 from kvmpy.container.plan_mounts import device_plan, id_map, mount_plan
-from kvmpy.container.plan_process import DOMAINS, console_size, limits_plan, process_plan
+from kvmpy.container.plan_process import DOMAINS, console_size, label_plan, limits_plan, priority_plan, process_plan
 from kvmpy.container.tape import Descriptors
 from kvmpy.errors import ContainerError
 
@@ -112,12 +112,14 @@ def container_plan(plan: Plan) -> Operations:
     """Give the operations in their order."""
     check(plan)
     config, linux = plan.config, plan.linux
+    labels = label_plan(config["process"])
 
     # Outside, with the rights and the view of the host.
-    cgroups, into = _open_cgroups(plan)
-    yield from cgroups
+    opened, join, into = cgroup_plan(plan.cgroup, plan.fds, "cgroup" in plan.new)
+    yield from opened
     if plan.joined:
         yield ops.OpenNamespaces(plan.joined)
+    yield from priority_plan(config["process"])
     user_namespace = "user" in plan.new
     if user_namespace:
         yield from limits_plan(config["process"])
@@ -135,16 +137,13 @@ def container_plan(plan: Plan) -> Operations:
     # Inside the namespaces; the host's directories can still be seen.
     if user_namespace:
         yield ops.MapIds(id_map(linux["uidMappings"]), id_map(linux["gidMappings"]), plan.privileged)
-    if cgroups or "cgroup" in plan.new:
-        yield ops.JoinCgroups(
-            [] if into else [fd for _, fd in cgroups[0].groups] if cgroups else [], "cgroup" in plan.new
-        )
+    yield from join
     yield ops.NewSession(f"_ses.{plan.name}", plan.keyring)
     if "network" in plan.new:
         yield ops.Loopback()
     if "mount" in plan.new:
         yield from _root(plan)
-        if linux.get("sysctl") or any(_labels(config["process"])):
+        if linux.get("sysctl") or labels:
             yield ops.OpenProc()
         yield from mounts
         yield from device_plan(plan)
@@ -160,8 +159,7 @@ def container_plan(plan: Plan) -> Operations:
     # Inside the container.
     if config.get("hostname") or config.get("domainname"):
         yield ops.HostNames(config.get("hostname", ""), config.get("domainname", ""))
-    for path, value in _labels(config["process"]):
-        yield ops.WriteProc(path, value)
+    yield from labels
     for name, value in linux.get("sysctl", {}).items():
         yield ops.WriteProc(f"sys/{name.replace('.', '/')}", value)
     if "mount" in plan.new:
@@ -218,17 +216,21 @@ def _check_sysctl(plan: Plan, name: str) -> None:
     raise ContainerError(f"linux.sysctl: {name} is the whole host's; no container has one of its own")
 
 
-def _open_cgroups(plan: Plan) -> tuple[list[ops.OpenCgroups], int]:
-    """Return how to open the control groups, and the descriptor of the one to be born in (version 2), or 0."""
-    if plan.cgroup is None:
-        return [], 0
-    if plan.cgroup.version == 2:
-        fd = plan.fds.another("cgroup")
-        return [ops.OpenCgroups([(plan.cgroup.process_directory(), fd)], True)], fd
-    files: list[tuple[str, int]] = [
-        (path, plan.fds.another(f"cgroup{n}")) for n, path in enumerate(plan.cgroup.join_files())
-    ]
-    return [ops.OpenCgroups(files, False)], 0
+def cgroup_plan(
+    cgroup: Cgroup | None, fds: Descriptors, namespace: bool
+) -> tuple[list[ops.Operation], list[ops.Operation], int]:
+    """Return how to open the control groups outside, how to join them inside, and the one to be born in, or 0.
+
+    In version 1 a process joins by itself; in version 2 it is born there (CLONE_INTO_CGROUP).
+    """
+    unshared: list[ops.Operation] = [ops.JoinCgroups([], True)] if namespace else []
+    if cgroup is None:
+        return [], unshared, 0
+    if cgroup.version == 2:
+        fd = fds.another("cgroup")
+        return [ops.OpenCgroups([(cgroup.process_directory(), fd)], True)], unshared, fd
+    files = [(path, int(fds.another(f"cgroup{n}"))) for n, path in enumerate(cgroup.join_files())]
+    return [ops.OpenCgroups(files, False)], [ops.JoinCgroups([fd for _, fd in files], namespace)], 0
 
 
 def _root(plan: Plan) -> Operations:
@@ -241,13 +243,6 @@ def _root(plan: Plan) -> Operations:
         yield ops.OverlayRoot(plan.root, kept, "user" in plan.new)
     else:
         yield ops.Root(plan.root)
-
-
-def _labels(process: Json) -> Iterator[tuple[str, str]]:
-    if process.get("apparmorProfile"):
-        yield "self/attr/apparmor/exec", f"exec {process['apparmorProfile']}"
-    if process.get("selinuxLabel"):
-        yield "self/attr/exec", process["selinuxLabel"]
 
 
 def _protect(plan: Plan) -> Operations:

@@ -94,8 +94,31 @@ def search_path(name: str, environment: list[str]) -> list[str]:
     return [f"{directory or '.'}/{name}" for directory in path.split(":")]
 
 
+def priority_plan(process: Json, where: str = "process") -> Iterator[ops.Operation]:
+    """Give what needs the rights of the host's namespaces: the out-of-memory score, and priorities."""
+    if process.get("oomScoreAdj") is not None:
+        yield ops.OomScore(process["oomScoreAdj"])
+    if scheduler := process.get("scheduler"):
+        yield _scheduling(scheduler, f"{where}.scheduler")
+    if priority := process.get("ioPriority"):
+        if priority["class"] not in IO_CLASSES:
+            wanted = ", ".join(IO_CLASSES)
+            raise ContainerError(f"{where}.ioPriority.class: {priority['class']!r} is not one of {wanted}")
+        yield ops.IoPriority(IO_CLASSES[priority["class"]], priority.get("priority", 0))
+
+
+def label_plan(process: Json) -> list[ops.Operation]:
+    """Return how to set the security labels of the program to come, by the stage's own proc."""
+    labels: list[ops.Operation] = []
+    if process.get("apparmorProfile"):
+        labels.append(ops.WriteProc("self/attr/apparmor/exec", f"exec {process['apparmorProfile']}"))
+    if process.get("selinuxLabel"):
+        labels.append(ops.WriteProc("self/attr/exec", process["selinuxLabel"]))
+    return labels
+
+
 def limits_plan(process: Json, where: str = "process") -> Iterator[ops.Operation]:
-    """Give what only falls: resource limits, priorities, the out-of-memory score."""
+    """Give the resource limits."""
     limits: list[tuple[str, int, int, int]] = []
     for number, entry in enumerate(process.get("rlimits", ())):
         name, field = entry["type"], f"{where}.rlimits[{number}]"
@@ -106,16 +129,6 @@ def limits_plan(process: Json, where: str = "process") -> Iterator[ops.Operation
         if entry["soft"] > entry["hard"]:
             raise ContainerError(f"{field}.soft: {entry['soft']} is more than the hard limit, {entry['hard']}")
         limits.append((name, RLIMIT_NUMBERS[name], entry["soft"], entry["hard"]))
-    if process.get("oomScoreAdj") is not None:
-        yield ops.OomScore(process["oomScoreAdj"])
-    if scheduler := process.get("scheduler"):
-        yield _scheduling(scheduler, f"{where}.scheduler")
-    if priority := process.get("ioPriority"):
-        if priority["class"] not in IO_CLASSES:
-            raise ContainerError(
-                f"{where}.ioPriority.class: {priority['class']!r} is not one of {', '.join(IO_CLASSES)}"
-            )
-        yield ops.IoPriority(IO_CLASSES[priority["class"]], priority.get("priority", 0))
     if limits:
         yield ops.Rlimits(limits)
 

@@ -6,6 +6,7 @@ import posix
 
 from kvmpy.container import capabilities
 from kvmpy.container.config import SPEC_VERSION
+from kvmpy.container.defaults import MASKED_PATHS, MOUNTS, READONLY_PATHS
 from kvmpy.container.host import DEFAULT_PATH, absolute, read_file
 from kvmpy.container.kernel import NAMESPACES
 from kvmpy.container.plan import OVERLAY
@@ -22,23 +23,6 @@ if TYPE_CHECKING:
 SHORT_NAMES = {"net": "network", "mnt": "mount", "mount": "mount", **{kind: kind for kind in NAMESPACES}}
 CPU_PERIOD = 100_000  # microseconds
 EVERY_ID = (1 << 32) - 1
-# What the field hides and protects, the defaults of runc and Docker
-MASKED_PATHS = [
-    *(f"/proc/{name}" for name in (
-        "acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "timer_list", "timer_stats", "sched_debug",
-        "scsi",
-    )),
-    "/sys/firmware", "/sys/devices/virtual/powercap",
-]  # fmt: skip
-READONLY_PATHS = [f"/proc/{name}" for name in ("bus", "fs", "irq", "sys", "sysrq-trigger")]
-MOUNTS = [
-    ("/proc", "proc", "proc", ["nosuid", "noexec", "nodev"]),
-    ("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
-    ("/dev/pts", "devpts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
-    ("/dev/shm", "tmpfs", "shm", ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
-    ("/dev/mqueue", "mqueue", "mqueue", ["nosuid", "noexec", "nodev"]),
-    ("/sys", "sysfs", "sysfs", ["nosuid", "noexec", "nodev", "ro"]),
-]
 WITHOUT_ROOT = "without root: only your own user id, and no limits on memory, CPUs or processes"
 
 

@@ -98,6 +98,7 @@ class Descriptors:
         "file",  # something in it
         "tree",  # a mount that has no place yet
         "terminal",
+        "container",  # a pidfd of the container's first process
     )
 
     report: Named
@@ -109,6 +110,7 @@ class Descriptors:
     file: Named
     tree: Named
     terminal: Named
+    container: Named
 
     def __init__(self, preserved: int = 0) -> None:
         self.first = 3 + preserved

@@ -14,6 +14,7 @@ from typing import Any
 from console import DEADLINE
 
 MAIN = Path(__file__).parents[2] / "kvmpy/container/main.py"
+LAUNCHER = str(MAIN.parent / "native/kvmpy-oci")
 IN_PYTHON = (sys.executable, "-I", "-S", str(MAIN))
 
 Json = dict[str, Any]

@@ -9,11 +9,13 @@ from kvmpy.errors import ContainerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Self
 
     from kvmpy.container.host import Json
 
 SIGKILL = 9
+PIECE = 4096
 ENOENT, EBUSY = 2, 16
 PATIENCE = 2000  # milliseconds that killed processes get to end
 
@@ -34,6 +36,28 @@ class Hierarchy:
             return f"{self.mounted}{path}"
         own = self.place.removeprefix(self.root.rstrip("/"))
         return f"{self.mounted}{own.rstrip('/')}/{path}"
+
+
+class OutOfMemory:
+    """A descriptor that can be read when the kernel killed in a group for want of memory. Use as a context manager.
+
+    `is_one` tells of a signal whether it is one of those: the kernel signals other things by the same way.
+    """
+
+    def __init__(self, fd: int, is_one: Callable[[], bool]) -> None:
+        self.fd = fd
+        self._is_one = is_one
+
+    def happened(self) -> bool:
+        """Take a signal; say whether the kernel killed."""
+        posix.read(self.fd, PIECE)
+        return self._is_one()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        posix.close(self.fd)
 
 
 class Cgroup:
@@ -67,6 +91,10 @@ class Cgroup:
 
     def frozen(self) -> bool:
         """Whether the processes are stopped."""
+        raise NotImplementedError
+
+    def watch_out_of_memory(self) -> OutOfMemory:
+        """Watch for the kernel's killing here for want of memory."""
         raise NotImplementedError
 
     def statistics(self) -> Json:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import posix
 
-from kvmpy.container.cgroup.base import Cgroup, get_number, get_table, set_value
-from kvmpy.container.host import read_file, reason, write_file
+from kvmpy.container.cgroup.base import Cgroup, OutOfMemory, get_number, get_table, set_value
+from kvmpy.container.host import exists, read_file, reason, write_file
 from kvmpy.errors import ContainerError
 
 TYPE_CHECKING = False
@@ -146,6 +146,19 @@ class CgroupV1(Cgroup):
             return read_file(f"{directory}/freezer.state").strip() != b"THAWED"
         except FileNotFoundError:
             return False
+
+    def watch_out_of_memory(self) -> OutOfMemory:
+        """Register an eventfd with memory.oom_control (cgroup-v1/memory.rst, 10. OOM Control)."""
+        directory = self.controller("memory")
+        if directory is None:
+            raise ContainerError("this host has no memory controller of cgroup version 1")
+        control = posix.open(f"{directory}/memory.oom_control", posix.O_RDONLY | posix.O_CLOEXEC)
+        event = posix.eventfd(0, posix.EFD_CLOEXEC)
+        try:
+            write_file(f"{directory}/cgroup.event_control", f"{event} {control}")
+        finally:
+            posix.close(control)
+        return OutOfMemory(event, lambda: exists(directory))  # the removal of the group is signalled too
 
     def mounts(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """Return what a cgroup mount shows: directories by name, and links for controllers mounted together."""

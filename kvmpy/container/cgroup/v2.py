@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posix
 
-from kvmpy.container.cgroup.base import Cgroup, get_number, get_table, set_value
+from kvmpy.container.cgroup.base import Cgroup, OutOfMemory, get_number, get_table, set_value
 from kvmpy.container.host import read_file, reason, write_file
 from kvmpy.errors import ContainerError
 
@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpy.container.host import Json
 
+IN_MODIFY = 2
 DEFAULT_PERIOD = 100_000  # microseconds, of cpu.max
 THROTTLES = {
     "throttleReadBpsDevice": "rbps",
@@ -77,6 +78,25 @@ class CgroupV2(Cgroup):
     def frozen(self) -> bool:
         """Whether the processes are stopped."""
         return get_number(self.directory, "cgroup.freeze") == 1
+
+    def watch_out_of_memory(self) -> OutOfMemory:
+        """Watch memory.events with inotify(7): the kernel signals a change of it."""
+        import ctypes
+
+        library = ctypes.CDLL(None, use_errno=True)
+        fd = library.inotify_init1(posix.O_CLOEXEC)
+        if library.inotify_add_watch(fd, f"{self.directory}/memory.events".encode(), IN_MODIFY) < 0:
+            posix.close(fd)
+            raise ContainerError(f"{self.directory}/memory.events: {posix.strerror(ctypes.get_errno()).lower()}")
+        before = 0
+
+        def more_than_before() -> bool:
+            nonlocal before
+            last, before = before, get_table(self.directory, "memory.events").get("oom_kill", 0)
+            return before > last
+
+        more_than_before()
+        return OutOfMemory(fd, more_than_before)
 
     def mounts(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """Return what a cgroup mount shows; of version 2 it is the group itself."""

@@ -12,7 +12,8 @@ from kvmpy.container.host import absolute, reason, replace_file, to_json
 from kvmpy.container.idmap import open_user_namespace
 from kvmpy.container.launch import Answers, Launch
 from kvmpy.container.plan import Plan, own_namespaces
-from kvmpy.container.state import CREATING, STOPPED
+from kvmpy.container.shortcuts import leave_shortcuts
+from kvmpy.container.state import CREATING, STOPPED, check_name
 from kvmpy.errors import ContainerError
 
 TYPE_CHECKING = False
@@ -117,6 +118,7 @@ class Creation(Answers):
             with Launch(plan.operations, plan.fds, self) as launch:
                 launch.start(callers | ours)
                 state.set_process(launch.pid)
+                leave_shortcuts(state, launch.pid, plan.cgroup, self.config)
                 if wishes.pid_file:
                     write_pid_file(wishes.pid_file, launch.pid)
                 launch.go_on()
@@ -175,6 +177,7 @@ def create(store: Store, name: str, bundle: str, wishes: Wishes) -> State:
 
 def prepare(store: Store, name: str, bundle: str, wishes: Wishes) -> Creation:
     """Read a bundle and plan its container; nothing is changed yet."""
+    check_name(name)
     bundle = absolute(bundle, posix.getcwd())
     return Creation(store, name, bundle, load(bundle), wishes)
 
