@@ -21,23 +21,23 @@ COMPLAINT = 4096  # bytes of a hook's standard error that a message has room for
 OUTSIDE = ("prestart", "createRuntime", "poststart", "poststop")
 
 
-def run_hooks(state: State, config: Json, kind: str, status: str, pid: int, namespaces: list[str]) -> None:
+def run_hooks(state: State, kind: str, status: str, pid: int) -> None:
     """Run the hooks of a kind one after the other, each with the container's state on standard input.
 
     Raises:
         ContainerError: one failed or took longer than its timeout; those after it did not run.
     """
-    for number, hook in enumerate(config.get("hooks", {}).get(kind, ())):
-        text = to_json(state.report(status, pid)).encode()
-        where = f"hooks.{kind}[{number}]"
+    text = to_json(state.report(status, pid)).encode()
+    for number, hook in enumerate(state.hooks(kind)):
         try:
             if kind in OUTSIDE:
                 _run_outside(hook, text)
             else:
-                _run_inside(hook, text, pid, namespaces, config if kind == "startContainer" else None)
+                process = state.config()["process"] if kind == "startContainer" else None
+                _run_inside(hook, text, pid, state.data["namespaces"], process)
         except (OSError, ContainerError, ValueError) as error:
             what = posix.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else str(error)
-            raise ContainerError(f"{where}: {hook['path']}: {what}") from None
+            raise ContainerError(f"hooks.{kind}[{number}]: {hook['path']}: {what}") from None
 
 
 def _run_outside(hook: Json, text: bytes) -> None:
@@ -55,13 +55,13 @@ def _run_outside(hook: Json, text: bytes) -> None:
     _demand_success(done.returncode, done.stderr[:COMPLAINT])
 
 
-def _run_inside(hook: Json, text: bytes, pid: int, namespaces: list[str], config: Json | None) -> None:
+def _run_inside(hook: Json, text: bytes, pid: int, namespaces: list[str], process: Json | None) -> None:
     """Join the container's namespaces, as exec does. Before pivot_root their root is the host's still."""
     fds = Descriptors()
     arguments = hook.get("args") or [hook["path"]]
     plan: list[ops.Operation] = [ops.JoinProcess(namespaces, fds.container), ops.Fork([], 0)]
-    if config:
-        its = {**config["process"], "args": [hook["path"], *arguments[1:]], "env": hook.get("env", [])}
+    if process:
+        its = {**process, "args": [hook["path"], *arguments[1:]], "env": hook.get("env", [])}
         plan += process_plan({**its, "terminal": False}, None, limits=False)
     else:
         plan += [ops.CloseDirectories(), ops.TellReady(), ops.Execute([hook["path"]], arguments, hook.get("env", []))]

@@ -131,9 +131,15 @@ def makedev(major: int, minor: int) -> Named:
     return Named(number, f"makedev({major}, {minor})")
 
 
+_open_hows: dict[tuple[int, int], Struct] = {}  # a tape has a hundred, of a few kinds
+
+
 def open_how(flags: int, resolve: int = RESOLVE_IN_ROOT) -> Struct:
     """Return openat2's struct open_how: by default nothing leads out of the directory it starts from."""
-    return Struct("<QQQ", flags=flags, mode=0, resolve=resolve)
+    known = _open_hows.get((flags, resolve))
+    if known is None:
+        known = _open_hows[flags, resolve] = Struct("<QQQ", flags=flags, mode=0, resolve=resolve)
+    return known
 
 
 def mount_attr(set: int = 0, clear: int = 0, propagation: int = 0, userns_fd: int = 0) -> Struct:

@@ -8,6 +8,7 @@ from _struct import unpack
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 
 from kvmpy.container.host import read_file
+from kvmpy.container.process import SIGKILL, SIGPIPE, SIGXFSZ
 from kvmpy.container.tape import ASK, FORKED, READY, Descriptors, Tape, join
 from kvmpy.errors import ContainerError
 
@@ -24,7 +25,6 @@ STAGE = f"{NATIVE}/stage"
 F_ADD_SEALS = 1033
 ALL_SEALS = 0xF  # seal, shrink, grow, write
 MFD_EXEC = 0x10
-SIGKILL, SIGPIPE, SIGXFSZ = 9, 13, 25
 
 
 class Answers:

@@ -97,15 +97,14 @@ class Plan:
         return kind in self.new or any(kind == joined for joined, _, _ in self.joined)
 
     @property
+    def own_namespaces(self) -> list[str]:
+        """The kinds of namespaces that the container does not share with the runtime, in the order of joining."""
+        return [kind for kind in k.NAMESPACES if self.own(kind)]
+
+    @property
     def root(self) -> str:
         """The root directory on the host."""
         return absolute(self.config["root"]["path"], self.bundle)
-
-
-def own_namespaces(config: Json) -> list[str]:
-    """Return the kinds of namespaces that the container does not share with the runtime, in the order of joining."""
-    kinds = {entry["type"] for entry in config.get("linux", {}).get("namespaces", ())}
-    return [kind for kind in k.NAMESPACES if kind in kinds]
 
 
 def container_plan(plan: Plan) -> Operations:

@@ -45,9 +45,15 @@ def mount_plan(plan: Plan) -> tuple[list[ops.Operation], list[ops.Operation]]:
             if target == "/dev":
                 options.leave_writable()  # for the devices; device_plan makes it read-only
             made = ops.FilesystemMount(kind, mount.get("source", kind), target, missing, options)
-            mounts.append(ops.copy_up(plan.root, made) if options.copy_up else made)
+            mounts.append(_filled(plan, made) if options.copy_up else made)
         covered.append(target)
     return mounts, trees
+
+
+def _filled(plan: Plan, mount: ops.FilesystemMount) -> ops.Operation:
+    from kvmpy.container.operations.copy_up import copy_up
+
+    return copy_up(plan.root, mount)
 
 
 def _bind(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import _signal
 
-from kvmpy.container.launch import SIGKILL
 from kvmpy.errors import ContainerError
 
-__all__ = ["SIGKILL", "send_signal", "signal_number", "wait_for_end"]
-
+SIGKILL, SIGPIPE, SIGXFSZ = 9, 13, 25
 POLLIN = 1
 HIGHEST_SIGNAL = 64
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 import posix
 from time import gmtime, strftime, time_ns
 
-from kvmpy.container.cgroup import reopen
-from kvmpy.container.config import CONFIG, SPEC_VERSION, check, decode, read
 from kvmpy.container.host import (
     exists,
     make_directories,
@@ -64,13 +62,31 @@ class State:
 
     def config(self) -> Json:
         """Return the configuration that it was made from."""
+        from kvmpy.container.config import CONFIG, check, decode, read
+
         name = f"{self.directory}/config.json"
         return check(decode(read(name), name), CONFIG, "config.json")  # type: ignore[no-any-return]
+
+    def hooks(self, kind: str) -> list[Json]:
+        """Return the hooks of a kind."""
+        found: list[Json] = self.data["hooks"].get(kind, [])
+        return found
+
+    def run_hooks(self, kind: str, status: str, pid: int = 0) -> None:
+        """Run the hooks of a kind, if there are any (see hooks.py)."""
+        if self.hooks(kind):
+            from kvmpy.container.hooks import run_hooks
+
+            run_hooks(self, kind, status, pid)
 
     def cgroup(self) -> Cgroup | None:
         """Return its control group, if it has one."""
         saved = self.data["cgroups"]
-        return reopen(saved) if saved else None
+        if not saved:
+            return None
+        from kvmpy.container.cgroup import reopen
+
+        return reopen(saved)
 
     def process(self) -> tuple[int, int]:
         """Return the pid of its first process and when that started; zeros while there is none yet."""
@@ -120,7 +136,7 @@ class State:
     def report(self, status: str = "", pid: int | None = None) -> Json:
         """Return the state as runtime.md, State, has it; `status` and `pid` for hooks, which see it in between."""
         return {
-            "ociVersion": SPEC_VERSION,
+            "ociVersion": self.data["ociVersion"],
             "id": self.name,
             "pid": self.live_pid() if pid is None else pid,
             "status": status or self.status(),
@@ -165,10 +181,15 @@ class Store:
             return []
         return [self.find(name) for name in names if exists(f"{self.root}/{name}/state.json")]
 
-    def new(self, name: str, bundle: str, config: Json, rootfs: str, cgroup: Cgroup | None) -> State:
+    def new(
+        self, name: str, bundle: str, config: Json, rootfs: str, namespaces: list[str], cgroup: Cgroup | None
+    ) -> State:
         """Keep a new container; ContainerError when there is one of that name, or nothing can be kept."""
+        from kvmpy.container.config import SPEC_VERSION
+
         check_name(name)
         data = {
+            "ociVersion": SPEC_VERSION,
             "id": name,
             "bundle": bundle,
             "rootfs": rootfs,
@@ -176,6 +197,8 @@ class Store:
             "annotations": config.get("annotations", {}),
             "owner": "",
             "cgroups": cgroup.directories if cgroup else {},
+            "namespaces": namespaces,
+            "hooks": config.get("hooks", {}),
             "creator": [posix.getpid(), start_time(posix.getpid())],
         }
         directory = f"{self.root}/{name}"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ADDRESS = 0x10000000  # TAPE_ADDRESS of native/tape.h
 HEADER = 64
 CALL = Layout("<hhBBBxii6Q")  # struct call of native/tape.h
+PADDING = tuple((0,) * (6 - used) for used in range(7))
 WORD = (1 << 64) - 1
 PROGRAM_HEADER = Layout("<IIQQQQQQ")  # Elf64_Phdr of <elf.h>
 DATA_FIELDS = 80  # how many characters of data are shown
@@ -35,28 +36,38 @@ class Label:
 
 
 class Call:
-    """One system call of a tape, with the operation that it belongs to."""
+    """One system call of a tape, with the operation that it belongs to. The fields are as in `Tape.call()`."""
 
-    __slots__ = ("accept", "args", "keep", "name", "nonzero", "operation", "otherwise", "then", "values")
+    __slots__ = ("accept", "args", "keep", "name", "nonzero", "operation", "otherwise", "then")
 
-    def __init__(self, operation: Operation | None, name: str, args: Sequence[Argument], values: list[int]) -> None:
+    def __init__(
+        self,
+        operation: Operation | None,
+        name: str,
+        args: tuple[Argument, ...],
+        keep: int,
+        accept: tuple[int, ...],
+        otherwise: Label | None,
+        then: Label | None,
+        nonzero: bool,
+    ) -> None:
         self.operation = operation
         self.name = name
         self.args = args
-        self.values = values
-        self.keep = 0
-        self.accept: tuple[int, ...] = ()
-        self.otherwise: Label | None = None
-        self.then: Label | None = None
-        self.nonzero = False
+        self.keep = keep
+        self.accept = accept
+        self.otherwise = otherwise
+        self.then = then
+        self.nonzero = nonzero
 
-    def packed(self) -> bytes:
-        """Return the struct call that the stage reads."""
-        errno1, errno2 = (*self.accept, 0, 0)[:2]
+    def packed(self, values: list[int]) -> bytes:
+        """Return the struct call that the stage reads, with its arguments as numbers and addresses."""
+        errno1, errno2 = (*self.accept, 0, 0)[:2] if self.accept else (0, 0)
         otherwise = self.otherwise.at if self.otherwise else 0
         then = self.then.at if self.then else 0
         number = SYSTEM_CALLS[self.name]
-        return CALL.pack(number, self.keep, errno1, errno2, self.nonzero, otherwise, then, *self.values)
+        padding = PADDING[len(values)]
+        return CALL.pack(number, self.keep, errno1, errno2, self.nonzero, otherwise, then, *values, *padding)
 
     def __str__(self) -> str:
         text = f"{self.name}({', '.join(map(_shown, self.args))})"
@@ -70,6 +81,12 @@ class Call:
         if self.then:
             text += f"  [-> {self.then.at}]"
         return text
+
+
+def _content(value: str | bytes | bytearray | Struct) -> bytes | bytearray:
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape") + b"\0"
+    return value.data if isinstance(value, Struct) else value
 
 
 def _shown(value: Argument) -> str:
@@ -131,6 +148,7 @@ class Tape:
         self.fds = fds
         self.calls: list[Call] = []
         self._data = bytearray()
+        self._places: dict[str | Struct, int] = {}
         self.fork_at = -1  # the index of FORK, if there is one
         self._operation: Operation | None = None
 
@@ -155,25 +173,29 @@ class Tape:
         `keep` is the number that the descriptor it returns gets. After an error of `accept` (two at most) the tape goes
         on at `otherwise`, after success at `then`; without a label, at the next call. `nonzero`: 0 is a failure.
         """
-        values = [arg & WORD if isinstance(arg, int) else self.put(arg) for arg in args]
-        call = Call(self._operation, name, args, values + [0] * (6 - len(args)))
-        call.keep, call.accept, call.otherwise, call.then, call.nonzero = keep, accept, otherwise, then, nonzero
         if name == "FORK":
             self.fork_at = len(self.calls)
-        self.calls.append(call)
+        self.calls.append(Call(self._operation, name, args, keep, accept, otherwise, then, nonzero))
 
     def place(self, label: Label) -> None:
         """Let a label mean the next call."""
         label.at = len(self.calls)
 
     def put(self, value: str | bytes | bytearray | Struct) -> int:
-        """Write bytes or a text and its zero into the tape's memory; return their address."""
-        if isinstance(value, str):
-            value = value.encode("utf-8", "surrogateescape") + b"\0"
+        """Write bytes or a text and its zero into the tape's memory; return their address.
+
+        The same text, or the same Struct, is written once: nothing changes them. Bytes may be a buffer, and are new.
+        """
+        known = self._places.get(value) if isinstance(value, (str, Struct)) else None
+        if known:
+            return known
+        content = _content(value)
         data = self._data
         data += bytes(-len(data) % 8)
         at = ADDRESS + HEADER + len(data)
-        data += value.data if isinstance(value, Struct) else value
+        data += content
+        if isinstance(value, (str, Struct)):
+            self._places[value] = at
         return at
 
     def put_strings(self, texts: Sequence[str]) -> int:
@@ -207,9 +229,16 @@ class Tape:
 
     def image(self) -> bytes:
         """Return the memory of the tape, to be mapped at ADDRESS."""
+        put = self.put
+        calls = b"".join(
+            [
+                call.packed([arg & WORD if isinstance(arg, int) else put(arg) for arg in call.args])
+                for call in self.calls
+            ]
+        )
         data = self._data + bytes(-len(self._data) % 8)
         header = pack("<QQQ", len(self.calls), ADDRESS + HEADER + len(data), self.fds.report)
-        return header.ljust(HEADER, b"\0") + data + b"".join([call.packed() for call in self.calls])
+        return header.ljust(HEADER, b"\0") + data + calls
 
     def lines(self) -> Iterator[tuple[Operation | None, list[str]]]:
         """Give each operation with its calls as text, numbered as jumps name them."""

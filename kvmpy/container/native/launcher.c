@@ -120,7 +120,7 @@ static int play(char **arguments) {
     return run_tape(&error) == (long)THE_TAPE->count;
 }
 
-/* Start Python: of the environment that the package is installed in, or the one it was built by. */
+/* Start Python: the one that was chosen when this was built, or else that of the environment it is installed in. */
 static void start_python(long count, char **arguments, char **environment) {
     static char main[LONGEST_PATH], python[LONGEST_PATH], *with[1024];
     long size = system_call(SYS_readlink, (u64) "/proc/self/exe", (u64)main, LONGEST_PATH - 1, 0, 0, 0);
@@ -145,10 +145,11 @@ static void start_python(long count, char **arguments, char **environment) {
     with[at++] = main;
     for (long n = 1; n < count; n++)
         with[at++] = arguments[n];
-    if (installed)
-        system_call(SYS_execve, (u64)python, (u64)with, (u64)environment, 0, 0, 0);
     with[0] = PYTHON;
     system_call(SYS_execve, (u64)PYTHON, (u64)with, (u64)environment, 0, 0, 0);
+    with[0] = python;
+    if (installed)
+        system_call(SYS_execve, (u64)python, (u64)with, (u64)environment, 0, 0, 0);
 }
 
 __attribute__((used)) static void start(u64 *stack) {

@@ -1,7 +1,6 @@
 """The typed operations that plans are made of, by what they are about."""
 
 from kvmpy.container.operations.base import Operation
-from kvmpy.container.operations.copy_up import CopyUp, copy_up
 from kvmpy.container.operations.devices import (
     DEFAULT_DEVICES,
     DEVICE_LINKS,
@@ -68,7 +67,6 @@ __all__ = [
     "CgroupMount",
     "CloseDirectories",
     "Console",
-    "CopyUp",
     "Device",
     "Execute",
     "FilesystemMount",
@@ -114,5 +112,4 @@ __all__ = [
     "UseConsole",
     "WaitForStart",
     "WriteProc",
-    "copy_up",
 ]

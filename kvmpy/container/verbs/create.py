@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import posix
 
-from kvmpy.container import seccomp
 from kvmpy.container.cgroup import open_cgroup
 from kvmpy.container.config import load
-from kvmpy.container.hooks import run_hooks
 from kvmpy.container.host import absolute, reason, replace_file, to_json
-from kvmpy.container.idmap import open_user_namespace
 from kvmpy.container.launch import Answers, Launch
-from kvmpy.container.plan import Plan, own_namespaces
+from kvmpy.container.plan import Plan
 from kvmpy.container.shortcuts import leave_shortcuts
 from kvmpy.container.state import CREATING, STOPPED, check_name
 from kvmpy.errors import ContainerError
@@ -72,13 +69,17 @@ class Creation(Answers):
         linux = self.config.get("linux", {})
         privileged = posix.geteuid() == 0
         cgroup = open_cgroup(linux.get("cgroupsPath") or f"/{self.name}") if privileged else None
-        profile = linux.get("seccomp")
+        filter = None
+        if "seccomp" in linux:
+            from kvmpy.container import seccomp
+
+            filter = seccomp.load(self.store.root, linux["seccomp"], "linux.seccomp")
         return Plan(
             self.config,
             self.bundle,
             self.name,
             cgroup=cgroup,
-            filter=seccomp.load(self.store.root, profile, "linux.seccomp") if profile else None,
+            filter=filter,
             privileged=privileged,
             pivot=self.wishes.pivot,
             keyring=self.wishes.keyring,
@@ -94,7 +95,7 @@ class Creation(Answers):
                 if plan.terminal
                 else "--console-socket: process.terminal is not true"
             )
-        state = self.store.new(self.name, self.bundle, self.config, plan.root, plan.cgroup)
+        state = self.store.new(self.name, self.bundle, self.config, plan.root, plan.own_namespaces, plan.cgroup)
         self.state = state
         try:
             if plan.cgroup:
@@ -114,6 +115,8 @@ class Creation(Answers):
             callers[plan.fds.console] = wishes.console
         try:
             for uids, gids, where, fd in plan.id_maps:
+                from kvmpy.container.idmap import open_user_namespace
+
                 ours[fd] = open_user_namespace(uids, gids, where)
             with Launch(plan.operations, plan.fds, self) as launch:
                 launch.start(callers | ours)
@@ -131,7 +134,7 @@ class Creation(Answers):
             self.plan.cgroup.kill_all()
             self.plan.cgroup.remove()
         try:
-            run_hooks(state, self.config, "poststop", STOPPED, 0, [])
+            state.run_hooks("poststop", STOPPED)
         except ContainerError:
             pass  # what failed before is what the caller must hear
         state.forget()
@@ -140,7 +143,7 @@ class Creation(Answers):
         """Run the hooks of these kinds for the process on its way."""
         assert self.state
         for kind in kinds:
-            run_hooks(self.state, self.config, kind, CREATING, launch.pid, own_namespaces(self.config))
+            self.state.run_hooks(kind, CREATING, launch.pid)
 
     def hand_on_listener(self, launch: Launch) -> None:
         """Send seccomp's descriptor to listenerPath, with the container process state of config-linux."""

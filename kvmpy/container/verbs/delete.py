@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import posix
 
-from kvmpy.container.hooks import run_hooks
 from kvmpy.container.host import exists, remove
 from kvmpy.container.process import SIGKILL, send_signal, wait_for_end
 from kvmpy.container.state import CREATED, CREATING, STOPPED, check_name
@@ -50,7 +49,7 @@ def delete(state: State, force: bool, warn: Callable[[str], None]) -> None:
         cgroup.kill_all()
         cgroup.remove()
     try:
-        run_hooks(state, state.config(), "poststop", STOPPED, 0, [])
+        state.run_hooks("poststop", STOPPED)
     except ContainerError as error:
         warn(str(error))
     state.forget()

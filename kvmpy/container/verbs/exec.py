@@ -10,7 +10,7 @@ from kvmpy.container import seccomp
 from kvmpy.container.config import PROCESS
 from kvmpy.container.foreground import Terminal, wait
 from kvmpy.container.launch import Launch
-from kvmpy.container.plan import cgroup_plan, own_namespaces
+from kvmpy.container.plan import cgroup_plan
 from kvmpy.container.plan_process import console_size, label_plan, limits_plan, priority_plan, process_plan
 from kvmpy.container.state import CREATED, PAUSED, RUNNING
 from kvmpy.container.tape import Descriptors
@@ -83,7 +83,7 @@ def exec_plan(state: State, process: Json, fds: Descriptors, root: str) -> Itera
     """Give the operations that lead into a container."""
     config = state.config()
     profile = config.get("linux", {}).get("seccomp")
-    kinds = own_namespaces(config)
+    kinds = state.data["namespaces"]
     terminal = process.get("terminal", False)
     opened, join, into = cgroup_plan(state.cgroup(), fds, False)
     yield from opened

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import posix
 
-from kvmpy.container.hooks import run_hooks
 from kvmpy.container.host import remove
-from kvmpy.container.plan import own_namespaces
 from kvmpy.container.state import CREATED, RUNNING, STOPPED
 from kvmpy.errors import ContainerError
 
@@ -28,11 +26,10 @@ def start(state: State, warn: Callable[[str], None]) -> None:
     Raises:
         ContainerError: it is not in the state created, or a startContainer hook failed.
     """
-    config = state.config()
     if state.status() != CREATED:
         raise ContainerError(_why_not(state))
     pid = state.live_pid()
-    run_hooks(state, config, "startContainer", CREATED, pid, own_namespaces(config))
+    state.run_hooks("startContainer", CREATED, pid)
     try:
         fifo = posix.open(state.fifo, posix.O_WRONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
     except OSError:  # ENXIO: nobody reads it any more
@@ -43,7 +40,7 @@ def start(state: State, warn: Callable[[str], None]) -> None:
     finally:
         posix.close(fifo)
     try:
-        run_hooks(state, config, "poststart", RUNNING, pid, [])
+        state.run_hooks("poststart", RUNNING, pid)
     except ContainerError as error:
         warn(str(error))
 
