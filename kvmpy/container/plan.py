@@ -245,10 +245,10 @@ def _root(plan: Plan) -> Operations:
 
 
 def _protect(plan: Plan) -> Operations:
-    for path in plan.linux.get("readonlyPaths", ()):
-        yield ops.ReadonlyPath(absolute(path, "/"))
-    for path in plan.linux.get("maskedPaths", ()):
-        yield ops.MaskedPath(absolute(path, "/"))
+    if paths := plan.linux.get("readonlyPaths"):
+        yield ops.ReadonlyPaths([absolute(path, "/") for path in paths])
+    if paths := plan.linux.get("maskedPaths"):
+        yield ops.MaskedPaths([absolute(path, "/") for path in paths])
     propagation = plan.linux.get("rootfsPropagation", "")
     if propagation.removeprefix("r") in ("shared", "unbindable"):
         yield ops.RootPropagation(PROPAGATION[propagation.removeprefix("r")], propagation.startswith("r"))

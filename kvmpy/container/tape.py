@@ -114,6 +114,7 @@ class Descriptors:
         "directory",  # the directory at hand in the container
         "file",  # something in it
         "tree",  # a mount that has no place yet
+        "null",  # the container's /dev/null, when it is known to be that
         "terminal",
         "container",  # a pidfd of the container's first process
     )
@@ -126,6 +127,7 @@ class Descriptors:
     directory: Named
     file: Named
     tree: Named
+    null: Named
     terminal: Named
     container: Named
 

@@ -249,7 +249,7 @@ def test_dry_run_lists_the_container(rootfs: Path) -> None:
         "take /",
         "mount proc",
         "pivot",
-        "hide /proc/kcore",
+        "hide /proc/acpi",
         "make the root read-only",
         "gain no",
         "close all",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import stat
@@ -13,6 +15,7 @@ import subprocess
 import tempfile
 import termios
 from collections.abc import Iterator
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 
 import pytest
@@ -704,7 +707,7 @@ def test_start_and_delete_play_their_tapes(bundle: Bundle, tmp_path: Path, uncha
     alone.ok("start", made.name)
     made.wait()
     alone.ok("delete", "--force", made.name)
-    assert "Traceback" in alone("delete", "nobody").stderr
+    assert "verbs/__init__.py: no such file" in alone("delete", "nobody").stderr
 
 
 def test_hooks_take_no_shortcut(bundle: Bundle, tmp_path: Path, unchanged_host: None) -> None:
@@ -718,3 +721,54 @@ def test_hooks_take_no_shortcut(bundle: Bundle, tmp_path: Path, unchanged_host: 
     made.wait()
     runtime.ok("delete", made.name)
     assert log.read_text() == "x\nx\n"
+
+
+# How the launcher gets to Python
+
+
+ARCHIVE = Path(LAUNCHER).parent / "modules"
+
+
+def test_the_archive_has_the_modules_as_they_are() -> None:
+    """After a change of the runtime, tools/build_stage.py makes it anew; a clean checkout always has the newest."""
+    head = ARCHIVE.read_bytes()[:16384]
+    start, _, modules = marshal.loads(head[len(MAGIC_NUMBER) :])
+    assert start == 16384
+    assert "kvmpy.container.verbs.create" in modules
+    assert "kvmpy.container.plan" in modules
+
+
+def copied_runtime(directory: Path) -> Path:
+    """Copy the package's part that the runtime is, as in an installation of its own; return its main.py."""
+    package = Path(LAUNCHER).parents[2]
+    shutil.copytree(package / "container", directory / "kvmpy/container", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("__init__.py", "errors.py"):
+        shutil.copy2(package / name, directory / "kvmpy" / name)
+    return directory / "kvmpy/container/main.py"
+
+
+def imported_from_files(main: Path) -> set[str]:
+    """Return which modules of `--version` did not come from the archive: their compiled files are there."""
+    done = subprocess.run(["/usr/bin/python3", "-I", "-S", str(main), "--version"], capture_output=True, timeout=30)
+    assert done.stdout.startswith(b"kvmpy-oci version")
+    return {path.name.split(".")[0] for path in main.parent.rglob("__pycache__/*.pyc")}
+
+
+@pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="no system Python")
+def test_an_edited_module_comes_from_its_file(tmp_path: Path) -> None:
+    main = copied_runtime(tmp_path)
+    assert imported_from_files(main) == set()
+    with (main.parent / "host.py").open("a") as file:
+        file.write("# edited\n")
+    assert imported_from_files(main) == {"host"}
+
+
+@pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="no system Python")
+@pytest.mark.parametrize("content", [None, b"", b"another version of Python"])
+def test_an_archive_that_is_no_use_is_left_alone(tmp_path: Path, content: bytes | None) -> None:
+    main = copied_runtime(tmp_path)
+    archive = main.parent / "native/modules"
+    archive.unlink()
+    if content is not None:
+        archive.write_bytes(content)
+    assert {"host", "command_line", "state"} <= imported_from_files(main)

@@ -37,8 +37,8 @@ THROTTLES = {
 }
 # config-linux, Allowed Device list: what every container may use; a terminal, and making nodes
 ALWAYS_ALLOWED = (
-    "c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:2 rwm",
-    "c 136:* rwm",
+    b"c *:* m", b"b *:* m", b"c 1:3 rwm", b"c 1:5 rwm", b"c 1:7 rwm", b"c 1:8 rwm", b"c 1:9 rwm", b"c 5:0 rwm",
+    b"c 5:2 rwm", b"c 136:* rwm",
 )  # fmt: skip
 UNLIMITED = 0x7FFFFFFFFFFFF000  # what version 1 shows for no limit at all
 
@@ -108,8 +108,11 @@ class CgroupV1(Cgroup):
             line = "a" if everything else f"{kind} {numbers} {rule.get('access') or 'rwm'}"
             file = "devices.allow" if rule.get("allow") else "devices.deny"
             self._set("devices", file, line, f"{where}[{number}]")
-        for line in ALWAYS_ALLOWED:
-            self._set("devices", "devices.allow", line, where)
+        directory = self.controller("devices")
+        allow = posix.open(f"{directory}/devices.allow", posix.O_WRONLY | posix.O_CLOEXEC)
+        for always in ALWAYS_ALLOWED:
+            posix.write(allow, always)
+        posix.close(allow)
 
     def _set(self, controller: str, file: str, value: object, where: str) -> None:
         directory = self.controller(controller)

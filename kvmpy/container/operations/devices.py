@@ -82,10 +82,11 @@ class MakeDevices(Operation):
         fds, exists, done = tape.fds, Label(), Label()
         number = k.makedev(device.major, device.minor)
         mode = device.kind | device.mode
-        tape.call("mknodat", fds.directory, name, mode, number, accept=(k.EEXIST,), otherwise=exists)
-        if device.uid or device.gid:
-            tape.call("fchownat", fds.directory, name, device.uid, device.gid, k.AT_SYMLINK_NOFOLLOW)
-        tape.call("umask", 0, then=done)
+        owned = bool(device.uid or device.gid)
+        then = None if owned else done
+        tape.call("mknodat", fds.directory, name, mode, number, accept=(k.EEXIST,), otherwise=exists, then=then)
+        if owned:
+            tape.call("fchownat", fds.directory, name, device.uid, device.gid, k.AT_SYMLINK_NOFOLLOW, then=done)
         tape.place(exists)
         open_inside(tape, device.path, fds.file, resolve=k.RESOLVE_IN_ROOT | k.RESOLVE_NO_SYMLINKS)
         check_device(tape, fds.file, device.kind, device.major, device.minor)

@@ -113,7 +113,7 @@ def new_filesystem(
     """Make a new instance of a filesystem, without a place yet (fsopen(2))."""
     context = tape.fds.file
     tape.call("fsopen", kind, 1, keep=context)  # FSOPEN_CLOEXEC
-    for name, value in [("source", source), *data]:
+    for name, value in [("source", source), *data] if source else data:
         if value is None:
             tape.call("fsconfig", context, k.FSCONFIG_SET_FLAG, name, 0, 0)
         else:
@@ -265,52 +265,55 @@ class CgroupMount(Operation):
             tape.call("mkdirat", top, name, 0o755)
             tape.call("openat", top, name, DIRECTORY, keep=fds.file)
             clone_tree(tape, k.AT_FDCWD, path)
-            set_attributes(tape, fds.tree, attributes, propagation=k.MS_PRIVATE)
             put_tree(tape, fds.file)
         for name, target in self.links:
             tape.call("symlinkat", target, top, name)
-        set_attributes(tape, top, attributes)
-        tape.call("close", top)
+        set_attributes(tape, top, attributes, propagation=k.MS_PRIVATE, recursive=True)
 
 
-class ReadonlyPath(Operation):
-    """A part of the container that can be read only; where it is missing nothing is done."""
+class ReadonlyPaths(Operation):
+    """Parts of the container that can be read only; where one is missing nothing is done."""
 
-    path: str
-
-    def describe(self) -> str:
-        """Say what the operation does."""
-        return f"make {self.path} read-only"
-
-    def write(self, tape: Tape) -> None:
-        """Append the calls."""
-        absent = Label()
-        open_inside(tape, self.path, tape.fds.directory, accept=(k.ENOENT, k.ENOTDIR), otherwise=absent)
-        clone_tree(tape, tape.fds.directory, "", recursive=True)
-        set_attributes(tape, tape.fds.tree, k.RDONLY)
-        put_tree(tape, tape.fds.directory)
-        tape.place(absent)
-
-
-class MaskedPath(Operation):
-    """A part of the container that must not be read: an empty directory or /dev/null lies over it."""
-
-    path: str
+    paths: list[str]
 
     def describe(self) -> str:
         """Say what the operation does."""
-        return f"hide {self.path}"
+        return f"make read-only: {', '.join(self.paths)}"
 
     def write(self, tape: Tape) -> None:
         """Append the calls."""
+        for path in self.paths:
+            absent = Label()
+            open_inside(tape, path, tape.fds.directory, accept=(k.ENOENT, k.ENOTDIR), otherwise=absent)
+            clone_tree(tape, tape.fds.directory, "", recursive=True)
+            set_attributes(tape, tape.fds.tree, k.RDONLY)
+            put_tree(tape, tape.fds.directory)
+            tape.place(absent)
+
+
+class MaskedPaths(Operation):
+    """Parts of the container that must not be read: an empty directory or /dev/null lies over each."""
+
+    paths: list[str]
+
+    def describe(self) -> str:
+        """Say what the operation does."""
+        return f"hide {', '.join(self.paths)}"
+
+    def write(self, tape: Tape) -> None:
+        """Append the calls."""
+        open_null(tape, tape.fds.null)
+        for path in self.paths:
+            self._hide(tape, path)
+
+    def _hide(self, tape: Tape, path: str) -> None:
         fds, file, done = tape.fds, Label(), Label()
-        open_inside(tape, self.path, fds.directory, DIRECTORY, accept=(k.ENOTDIR, k.ENOENT), otherwise=file)
-        new_filesystem(tape, "tmpfs", "tmpfs", [("size", "0k")], k.RDONLY, fds.tree)
+        open_inside(tape, path, fds.directory, DIRECTORY, accept=(k.ENOTDIR, k.ENOENT), otherwise=file)
+        new_filesystem(tape, "tmpfs", "", [("size", "0k")], k.RDONLY, fds.tree)
         put_tree(tape, fds.directory, then=done)
         tape.place(file)
-        open_inside(tape, self.path, fds.directory, accept=(k.ENOENT, k.ENOTDIR), otherwise=done)
-        open_null(tape, fds.file)
-        clone_tree(tape, fds.file, "")
+        open_inside(tape, path, fds.directory, accept=(k.ENOENT, k.ENOTDIR), otherwise=done)
+        clone_tree(tape, fds.null, "")
         put_tree(tape, fds.directory)
         tape.place(done)
 

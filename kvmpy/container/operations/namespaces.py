@@ -53,7 +53,6 @@ class JoinCgroups(Operation):
         """Append the calls."""
         for fd in self.groups:
             tape.call("write", fd, "0", 1)
-            tape.call("close", fd)
         if self.namespace:
             tape.call("unshare", k.NAMESPACES["cgroup"])
 

@@ -208,7 +208,7 @@ class CloseDirectories(Operation):
     def write(self, tape: Tape) -> None:
         """Append the calls."""
         fds = tape.fds
-        tape.call("close_range", fds.root, fds.tree, 0)
+        tape.call("close_range", fds.root, fds.null, 0)
         tape.call("close_range", fds.terminal + 1, END, 0)
         tape.call("close_range", fds.first, END, k.CLOSE_RANGE_CLOEXEC)
 
