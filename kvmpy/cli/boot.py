@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -209,7 +210,11 @@ def _hexadecimal(registers: object) -> dict[str, str]:
 
 
 class Signals:
-    """While it is entered, SIGINT, SIGTERM and SIGHUP stop a machine that runs in good order; else they end kvmpy."""
+    """While it is entered, SIGINT, SIGTERM and SIGHUP stop a machine that runs in good order; else they end kvmpy.
+
+    They end it at once: an exception would be lost where Python ignores one (the import system, for one, is called
+    back when a lock of its goes), and there is nothing yet, or nothing any more, to put in order.
+    """
 
     CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -239,5 +244,5 @@ class Signals:
     def _caught(self, number: int, _frame: FrameType | None) -> None:
         self.code = 128 + number
         if self._machine is None:
-            raise SystemExit(self.code)
+            os._exit(self.code)
         self._machine.stop(Stop(StopKind.QUIT, signal.Signals(number).name))
