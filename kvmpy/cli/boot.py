@@ -213,7 +213,7 @@ class Signals:
     """While it is entered, SIGINT, SIGTERM and SIGHUP stop a machine that runs in good order; else they end kvmpy.
 
     They end it at once: an exception would be lost where Python ignores one (the import system, for one, is called
-    back when a lock of its goes), and there is nothing yet, or nothing any more, to put in order.
+    back when one of its locks goes), and there is nothing yet, or nothing any more, to put in order.
     """
 
     CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

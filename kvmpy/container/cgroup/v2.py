@@ -53,7 +53,7 @@ class CgroupV2(Cgroup):
 
     def apply(self, resources: Json, where: str = "linux.resources") -> None:
         """Set limits (config-linux, Control groups), those of version 1 converted as the specification of runc does."""
-        for file, value, field in _files(resources):
+        for file, value, field in files_of(resources):
             set_value(self.directory, file, value, f"{where}.{field}")
         for file, value in resources.get("unified", {}).items():
             if "/" in file or file.startswith("cgroup."):
@@ -151,7 +151,7 @@ def _limit(value: int) -> int | str:
     return "max" if value < 0 else value
 
 
-def _files(resources: Json) -> list[tuple[str, object, str]]:
+def files_of(resources: Json) -> list[tuple[str, object, str]]:
     """Return (file, value, field) for what version 2 says in files of its own."""
     files: list[tuple[str, object, str]] = []
     memory, cpu = resources.get("memory", {}), resources.get("cpu", {})
