@@ -6,6 +6,7 @@ does to mounts, interfaces and nftables the host does not see.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ from pathlib import Path
 import pexpect
 import pytest
 from container.oci import LAUNCHER
+
+from kvmpy.container.cgroup import find_hierarchies
 
 DEADLINE = 60
 PODMAN = shutil.which("podman")
@@ -60,11 +63,26 @@ class Podman:
         return done.stdout.strip()
 
 
-def remove_tree(directory: Path) -> None:
-    """Remove podman's storage, into which a process that it left behind to clean up may still write."""
+def wait_for_the_others(holder: int) -> None:
+    """Wait until the holder is alone in its mount namespace: podman leaves processes behind that clean up."""
+    ours = os.readlink(f"/proc/{holder}/ns/mnt")
     end = time.monotonic() + DEADLINE
-    while directory.exists():
-        shutil.rmtree(directory, ignore_errors=time.monotonic() < end)
+    others = [0]
+    while others and time.monotonic() < end:
+        others = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.readlink(process / "ns/mnt") == ours and int(process.name) != holder:
+                    others.append(int(process.name))
+    assert not others
+
+
+def remove_groups() -> None:
+    """Remove the control groups that podman leaves empty."""
+    for hierarchy in find_hierarchies():
+        parent = Path(hierarchy.mounted) / "libpod_parent"
+        for group in sorted(parent.glob("**/"), reverse=True):
+            group.rmdir()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +107,9 @@ def podman(request: pytest.FixtureRequest, holder: int) -> Iterator[Podman]:
         yield made
     finally:
         made("rm", "--all", "--force", "--time", "0")
-        remove_tree(storage)
+        wait_for_the_others(holder)
+        shutil.rmtree(storage)
+        remove_groups()
 
 
 def arguments(rootfs: Path, *command: str, options: tuple[str, ...] = ()) -> list[str]:
