@@ -9,7 +9,7 @@ import sys
 from kvmpy.cli.arguments import command_parser, count, size
 from kvmpy.container.command_line import NAME
 from kvmpy.container.launch import NATIVE
-from kvmpy.container.simple import WITHOUT_ROOT, Wish, configuration
+from kvmpy.container.simple import WITHOUT_FILTER, WITHOUT_ROOT, Wish, configuration
 from kvmpy.container.state import Store
 from kvmpy.container.tape import Tape
 from kvmpy.container.verbs.create import Creation, Wishes
@@ -102,6 +102,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if os.geteuid() != 0:
         warn(WITHOUT_ROOT)
+    if not creation.plan.filter:
+        warn(WITHOUT_FILTER)
     return run_in_foreground(creation, warn, fatal=True)
 
 

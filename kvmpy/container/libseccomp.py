@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 
 from kvmpy.errors import ContainerError
 
 LIBRARY = "libseccomp.so.2"
 UNKNOWN_CALL = -1  # __NR_SCMP_ERROR
-# What came after libseccomp 2.5 (2020) and stands in today's profiles; the numbers are the same on every architecture.
+# What came after libseccomp 2.5 (2020) and stands in today's profiles, by its number on x86-64.
 NEWER_CALLS = {
     "cachestat": 451, "fchmodat2": 452, "map_shadow_stack": 453, "futex_wake": 454, "futex_wait": 455,
     "futex_requeue": 456, "statmount": 457, "listmount": 458, "lsm_get_self_attr": 459, "lsm_set_self_attr": 460,
@@ -19,6 +20,14 @@ NEWER_CALLS = {
     "uretprobe": 335, "uprobe": 336,
 }  # fmt: skip
 EEXIST = 17
+
+
+# struct sock_filter, its codes, and struct seccomp_data (<linux/filter.h>, <linux/seccomp.h>)
+FILTER = "<HBBI"
+LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
+DATA_NR, DATA_ARCH = 0, 4
+AUDIT_ARCH_X86_64, X32_BIT = 0xC000003E, 0x40000000
+ACTION_MASK, ERRNO, ENOSYS = 0xFFFF0000, 0x50000, 38
 
 
 class _Condition(ctypes.Structure):
@@ -32,6 +41,15 @@ class _Condition(ctypes.Structure):
     )
 
 
+def available() -> bool:
+    """Whether libseccomp is there."""
+    try:
+        ctypes.CDLL(LIBRARY)
+    except OSError:
+        return False
+    return True
+
+
 class Compiler:
     """One filter on its way. Use as a context manager."""
 
@@ -42,6 +60,7 @@ class Compiler:
             raise ContainerError(f"linux.seccomp: {LIBRARY} is missing; install libseccomp2") from None
         self._library.seccomp_init.restype = ctypes.c_void_p
         self._default = default
+        self._newer: dict[int, int] = {}
         self._context = ctypes.c_void_p(self._library.seccomp_init(ctypes.c_uint32(default)))
         if not self._context:
             raise ContainerError("linux.seccomp: libseccomp refuses the default action")
@@ -65,9 +84,10 @@ class Compiler:
             return  # libseccomp refuses what says nothing
         number = self._library.seccomp_syscall_resolve_name(name.encode())
         if number == UNKNOWN_CALL:
-            number = NEWER_CALLS.get(name, UNKNOWN_CALL)
-        if number == UNKNOWN_CALL:
-            raise ContainerError(f"{where}.names: this libseccomp knows no system call {name!r}")
+            if name not in NEWER_CALLS or conditions:
+                raise ContainerError(f"{where}.names: this libseccomp knows no system call {name!r}")
+            self._newer.setdefault(NEWER_CALLS[name], action)
+            return
         array = (_Condition * len(conditions))(*[_Condition(*condition) for condition in conditions])
         result = self._library.seccomp_rule_add_array(
             self._context, ctypes.c_uint32(action), number, len(conditions), array
@@ -79,9 +99,25 @@ class Compiler:
         fd = os.memfd_create("filter", os.MFD_CLOEXEC)
         try:
             self._demand(self._library.seccomp_export_bpf(self._context, fd), "linux.seccomp")
-            return os.pread(fd, os.fstat(fd).st_size, 0)
+            return self._before() + os.pread(fd, os.fstat(fd).st_size, 0)
         finally:
             os.close(fd)
+
+    def _before(self) -> bytes:
+        """Return the instructions that answer what libseccomp does not know; else the program goes on behind them.
+
+        Calls that are newer than all that a profile can name fail with ENOSYS where its default is an error: so C
+        libraries fall back on what they know, which EPERM would keep them from (runc does the same).
+        """
+        body = [struct.pack(FILTER, LOAD, 0, 0, DATA_NR)]
+        for number, action in self._newer.items():
+            body += [struct.pack(FILTER, EQUAL, 0, 1, number), struct.pack(FILTER, RETURN, 0, 0, action)]
+        if self._default & ACTION_MASK == ERRNO:
+            body.append(struct.pack(FILTER, AT_LEAST, 0, 2, max(NEWER_CALLS.values()) + 1))
+            body.append(struct.pack(FILTER, AT_LEAST, 1, 0, X32_BIT))
+            body.append(struct.pack(FILTER, RETURN, 0, 0, ERRNO | ENOSYS))
+        native = struct.pack(FILTER, EQUAL, 0, len(body), AUDIT_ARCH_X86_64)
+        return struct.pack(FILTER, LOAD, 0, 0, DATA_ARCH) + native + b"".join(body)
 
     def _demand(self, result: int, what: str, accept: tuple[int, ...] = ()) -> None:
         if result < 0 and -result not in accept:

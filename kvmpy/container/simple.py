@@ -6,9 +6,11 @@ import posix
 
 from kvmpy.container import capabilities
 from kvmpy.container.config import SPEC_VERSION
+from kvmpy.container.default_filter import default_filter
 from kvmpy.container.defaults import MASKED_PATHS, MOUNTS, READONLY_PATHS
 from kvmpy.container.host import DEFAULT_PATH, absolute, read_file
 from kvmpy.container.kernel import NAMESPACES
+from kvmpy.container.libseccomp import available as filters_system_calls
 from kvmpy.container.plan import OVERLAY
 from kvmpy.container.rootfs import resolve
 from kvmpy.errors import ContainerError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 SHORT_NAMES = {"net": "network", "mnt": "mount", "mount": "mount", **{kind: kind for kind in NAMESPACES}}
 CPU_PERIOD = 100_000  # microseconds
 EVERY_ID = (1 << 32) - 1
+WITHOUT_FILTER = "system calls are not filtered; install libseccomp2"
 WITHOUT_ROOT = "without root: only your own user id, and no limits on memory, CPUs or processes"
 
 
@@ -71,6 +74,8 @@ def configuration(wish: Wish) -> Json:
         "maskedPaths": MASKED_PATHS,
         "readonlyPaths": READONLY_PATHS,
     }
+    if filters_system_calls():
+        linux["seccomp"] = default_filter()
     if "user" in kinds:
         linux |= _id_maps(privileged)
     annotations = {}

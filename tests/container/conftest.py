@@ -45,7 +45,7 @@ def host_state() -> dict[str, list[str]]:
         "mounts": [line.split(" ", 2)[2] for line in Path("/proc/self/mountinfo").read_text().splitlines()],
         "groups": sorted(groups),
         "interfaces": sorted(os.listdir("/sys/class/net")),
-        "containers": sorted(os.listdir(root)) if root.exists() else [],
+        "containers": sorted(name for name in os.listdir(root) if name[0] != ".") if root.exists() else [],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -446,6 +447,24 @@ def test_a_bad_profile(
 def test_calls_that_are_newer_than_the_library(bundle: Bundle, runtime: Runtime) -> None:
     profile(bundle, rule("fchmodat2", "cachestat", "mseal", "statmount"))
     assert runtime.output(bundle, "echo fine") == "fine"
+
+
+def test_what_is_newer_than_all_profiles_is_not_there(bundle: Bundle, runtime: Runtime) -> None:
+    """An allow list does not name it; a C library that heard EPERM would not fall back on what it knows."""
+    if not (gcc := shutil.which("gcc")):
+        pytest.skip("no gcc")
+    source = bundle.directory / "calls.c"
+    calls = "165, 470, 1000, 0x40000001"  # mount, what nobody knows yet, and write in the x32 way
+    source.write_text(
+        "#include <errno.h>\n#include <stdio.h>\n#include <sys/syscall.h>\n#include <unistd.h>\n"
+        f"int main(void) {{ long calls[] = {{{calls}}};"
+        ' for (int i = 0; i < 4; i++) printf("%d ", syscall(calls[i], -1, 0, 0, 0) < 0 ? errno : 0); }'
+    )
+    subprocess.run([gcc, "-static", "-o", str(bundle.rootfs / "bin/calls"), str(source)], check=True)
+    from kvmpy.container.default_filter import default_filter
+
+    bundle.linux["seccomp"] = default_filter()
+    assert runtime.output(bundle, "calls").split()[:3] == ["1", "38", "38"]
 
 
 def test_another_process_is_asked(bundle: Bundle, runtime: Runtime, tmp_path: Path) -> None:
