@@ -58,7 +58,7 @@ class BuildStage(PackageDataCommand):
     def run(self) -> None:
         from tools.build_stage import build_all
 
-        build_all(ROOT / "kvmpy" / "container" / "native", self.package / "container" / "native", self.editable_mode)
+        build_all(ROOT, self.package / "container" / "native", self.editable_mode)
 
     def sources(self) -> list[Path]:
         return list((ROOT / "kvmpy" / "container" / "native").glob("*.[ch]"))

@@ -16,7 +16,6 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NATIVE = ROOT / "kvmpy" / "container" / "native"
 
 # No C library, no stack protector, nothing that needs a loader or a thread pointer.
 OPTIONS = (
@@ -63,15 +62,16 @@ with open(target, "wb") as archive:
 """
 
 
-def build_all(sources: Path, target: Path, editable: bool) -> None:
-    """Compile each program of `sources` into `target`, and archive the modules; in a checkout these may be edited."""
+def build_all(root: Path, target: Path, editable: bool) -> None:
+    """Compile the programs of a checkout into `target`, and archive its modules; if `editable`, these may change."""
+    sources = root / "kvmpy" / "container" / "native"
     target.mkdir(parents=True, exist_ok=True)
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[:1]
     python = f'-DPYTHON="{find_python()}"'
     for name, (source, options) in PROGRAMS.items():
         command = [*compiler, *OPTIONS, *options, python, "-o", str(target / name), str(sources / source)]
         subprocess.run(command, check=True)
-    arguments = [str(ROOT), str(target / "modules"), str(int(editable))]
+    arguments = [str(root), str(target / "modules"), str(int(editable))]
     subprocess.run([find_python(), "-I", "-S", "-X", "no_debug_ranges", "-c", ARCHIVE, *arguments], check=True)
 
 
@@ -90,4 +90,4 @@ def find_python() -> str:
 
 
 if __name__ == "__main__":
-    build_all(NATIVE, NATIVE, True)
+    build_all(ROOT, ROOT / "kvmpy" / "container" / "native", True)

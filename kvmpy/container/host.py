@@ -136,13 +136,14 @@ def absolute(path: str, base: str) -> str:
     return "/" + "/".join(parts)
 
 
-def start_time(pid: int) -> int:
+def start_time(pid: int, ended: bool = False) -> int:
     """Return when a process started, in clock ticks since boot (proc(5), stat, field 22); 0 if it has ended.
 
-    With the pid it names a process for good: a pid alone may be another's by now.
+    With the pid it names a process for good: a pid alone may be another's by now. With `ended` a process that only
+    waits for its parent to take note counts too.
     """
     try:
         fields = read_file(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     except OSError:
         return 0
-    return 0 if fields[0] in b"ZX" else int(fields[19])
+    return 0 if fields[0] in b"ZX" and not ended else int(fields[19])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import _signal
+import posix
 
+from kvmpy.container.host import start_time
 from kvmpy.errors import ContainerError
 
 SIGKILL, SIGPIPE, SIGXFSZ = 9, 13, 25
@@ -26,6 +28,15 @@ def wait_for_end(pidfd: int, milliseconds: int | None) -> bool:
     poller = poll()
     poller.register(pidfd, POLLIN)
     return bool(poller.poll(milliseconds))
+
+
+def bury(pid: int, started: int) -> None:
+    """Take note of the end of a process, if it is this one's child: else nobody would."""
+    if pid and start_time(pid, ended=True) == started:
+        try:
+            posix.waitpid(pid, posix.WNOHANG)
+        except ChildProcessError:
+            pass
 
 
 def signal_number(text: str) -> int:

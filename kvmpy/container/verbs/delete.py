@@ -5,7 +5,7 @@ from __future__ import annotations
 import posix
 
 from kvmpy.container.host import exists, remove
-from kvmpy.container.process import SIGKILL, send_signal, wait_for_end
+from kvmpy.container.process import SIGKILL, bury, send_signal, wait_for_end
 from kvmpy.container.state import CREATED, CREATING, STOPPED, check_name
 from kvmpy.errors import ContainerError
 
@@ -45,6 +45,7 @@ def delete(state: State, force: bool, warn: Callable[[str], None]) -> None:
             cgroup.freeze(False)
         wait_for_end(process, PATIENCE)
         posix.close(process)
+    bury(*state.process())
     if cgroup:
         cgroup.kill_all()
         cgroup.remove()
