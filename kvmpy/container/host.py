@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 PIECE = 1 << 16
+_numbers = iter(range(1 << 62))
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -78,7 +79,7 @@ def write_file(path: str, data: str | bytes, flags: int = posix.O_WRONLY, mode: 
 
 def replace_file(path: str, data: str | bytes, mode: int = 0o600) -> None:
     """Write a file so that nobody ever sees a part of it: under another name first."""
-    new = f"{path}.{posix.getpid()}"
+    new = f"{path}.{posix.getpid()}.{next(_numbers)}"
     try:
         write_file(new, data, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_NOFOLLOW, mode)
         posix.rename(new, path)
@@ -122,7 +123,7 @@ def make_directories(path: str, mode: int = 0o700) -> None:
         pass
     except FileNotFoundError:
         make_directories(path.rpartition("/")[0], mode)
-        posix.mkdir(path, mode)
+        make_directories(path, mode)
 
 
 def absolute(path: str, base: str) -> str:

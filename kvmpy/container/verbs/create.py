@@ -35,17 +35,26 @@ SUMMARY = "make a container that waits for start"
 class Wishes:
     """What a caller of create wants besides what the configuration says.
 
-    `console` is a connected socket, or -1, that gets the terminal; `preserved` counts descriptors after 2 to pass on.
+    `console` is a connected socket, or -1, that gets the terminal; `preserved` counts descriptors after 2 to pass on;
+    `streams` are other descriptors for 0, 1 and 2 than the runtime's own.
     """
 
     def __init__(
-        self, *, console: int = -1, pid_file: str = "", pivot: bool = True, keyring: bool = True, preserved: int = 0
+        self,
+        *,
+        console: int = -1,
+        pid_file: str = "",
+        pivot: bool = True,
+        keyring: bool = True,
+        preserved: int = 0,
+        streams: dict[int, int] | None = None,
     ) -> None:
         self.console = console
         self.pid_file = pid_file
         self.pivot = pivot
         self.keyring = keyring
         self.preserved = preserved
+        self.streams = streams or {}
 
 
 class Creation(Answers):
@@ -110,7 +119,7 @@ class Creation(Answers):
     def _launch(self, state: State) -> None:
         plan, wishes = self.plan, self.wishes
         ours: dict[int, int] = {plan.fds.fifo: posix.open(state.fifo, posix.O_RDWR | posix.O_CLOEXEC)}
-        callers = {3 + n: 3 + n for n in range(wishes.preserved)}
+        callers = wishes.streams | {3 + n: 3 + n for n in range(wishes.preserved)}
         if wishes.console >= 0:
             callers[plan.fds.console] = wishes.console
         try:

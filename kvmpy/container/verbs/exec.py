@@ -66,7 +66,7 @@ def execute(state: State, process: Json, wishes: Wishes, root: str, ignore_pause
     try:
         plan = list(exec_plan(state, process, fds, root))
         with Launch(plan, fds) as launch:
-            descriptors: dict[int, int] = {3 + n: 3 + n for n in range(wishes.preserved)}
+            descriptors = wishes.streams | {3 + n: 3 + n for n in range(wishes.preserved)}
             descriptors[fds.container] = pidfd
             if wishes.console >= 0:
                 descriptors[fds.console] = wishes.console
