@@ -116,13 +116,16 @@ def is_directory(path: str) -> bool:
 
 
 def make_directories(path: str, mode: int = 0o700) -> None:
-    """Make a directory and what is missing above it."""
+    """Make a directory and what is missing above it; others may be doing the same."""
     try:
         posix.mkdir(path, mode)
     except FileExistsError:
-        pass
+        return
     except FileNotFoundError:
-        make_directories(path.rpartition("/")[0], mode)
+        above = path.rpartition("/")[0]
+        if not above or exists(above):
+            raise
+        make_directories(above, mode)
         make_directories(path, mode)
 
 

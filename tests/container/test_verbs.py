@@ -687,8 +687,18 @@ def test_the_state_directory_is_closed_to_others(made: Made, runtime: Runtime) -
 
 
 def test_a_read_only_state_directory(bundle: Bundle, tmp_path: Path) -> None:
-    line = Runtime(IN_PYTHON, Path("/proc")).error("create", "-b", bundle.save(), "x")
-    assert line == "/proc/x cannot be made: no such file or directory"
+    for root in ("/proc", "/proc/a/b", "/proc/version/x"):
+        line = Runtime(IN_PYTHON, Path(root)).error("create", "-b", bundle.save(), "x")
+        assert line.startswith(f"{root}/x cannot be made: no")
+
+
+def test_a_full_state_directory(bundle: Bundle, tmp_path: Path, unchanged_host: None) -> None:
+    """On a filesystem of one page; in a mount namespace of the test's own."""
+    inner = 'mkdir -p "$0" && mount -t tmpfs -o size=4k,nr_inodes=4 none "$0" && exec "$@"'
+    root = tmp_path / "root"
+    full = Runtime(("unshare", "-m", "sh", "-c", inner, str(root), *IN_PYTHON), root)
+    line = full.error("create", "-b", bundle.save(), "x")
+    assert line == f"{root}/x cannot be filled: no space left on device"
 
 
 def test_start_and_delete_play_their_tapes(bundle: Bundle, tmp_path: Path, unchanged_host: None) -> None:
