@@ -30,6 +30,9 @@ MFD_EXEC = 0x10
 class Answers:
     """What only the runtime knows how to do when a tape asks for it."""
 
+    def forked(self, launch: Launch) -> None:
+        """Take note of `launch.pid`, while that process is on its way: this one would only wait."""
+
     def run_hooks(self, launch: Launch, kinds: tuple[str, ...]) -> None:
         """Run the hooks of these kinds for the process on its way."""
         raise NotImplementedError
@@ -102,6 +105,7 @@ class Launch:
         if what == FORKED:
             self.pid = value
             self.pidfd = posix.pidfd_open(value, 0)
+            self.answers.forked(self)
         elif what == ASK:
             self._operation(value).answer(self)
             self._socket.send(b"\0")

@@ -56,7 +56,7 @@ def delete_tape(state: State, pid: int, cgroup: Cgroup | None) -> Tape:
     tape.place(gone)
     for directory in cgroup.directories.values() if cgroup else ():
         tape.call("rmdir", directory, accept=(k.ENOENT,))
-    for name in sorted({*posix.listdir(state.directory), "delete.tape"}):
+    for name in sorted({*posix.listdir(state.directory), "pid", "delete.tape"}):
         tape.call("unlink", f"{state.directory}/{name}", accept=(k.ENOENT,))
     tape.call("rmdir", state.directory)
     return tape

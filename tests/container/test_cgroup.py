@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from container.oci import IN_PYTHON, Bundle, Runtime
 
 from kvmpy.container.cgroup import find_hierarchies, open_cgroup, reopen, unescape
-from kvmpy.container.cgroup.base import Cgroup, Hierarchy
+from kvmpy.container.cgroup.base import ALWAYS_ALLOWED, Cgroup, Hierarchy
+from kvmpy.container.cgroup.device_filter import program
 from kvmpy.container.cgroup.v1 import CgroupV1
 from kvmpy.container.cgroup.v2 import CgroupV2, cpu_weight, files_of
 from kvmpy.errors import ContainerError
@@ -255,3 +257,83 @@ def test_a_container_is_born_in_a_group_of_version_2(bundle: Bundle, runtime: Ru
     assert own == "0::/"
     assert "1" in pids
     assert file == "/sys/fs/cgroup/cgroup.controllers"
+
+
+def allowed(rules: list[dict[str, Any]], kind: str, major: int, minor: int, access: str) -> bool:
+    """Run a device program: what each instruction does is said in the kernel's instruction-set document."""
+    letters = {"m": 1, "r": 2, "w": 4}
+    context = {0: {"b": 1, "c": 2}[kind] | sum(letters[letter] for letter in access) << 16, 4: major, 8: minor}
+    code, registers, at = program(rules), [0] * 11, 0
+    while True:
+        operation, names, offset, number = struct.unpack_from("<BBhi", code, at * 8)
+        at, target, source = at + 1, names & 15, names >> 4
+        if operation == 0x61:
+            registers[target] = context[offset]
+        elif operation == 0xBF:
+            registers[target] = registers[source]
+        elif operation == 0xB7:
+            registers[target] = number
+        elif operation == 0x57:
+            registers[target] &= number
+        elif operation == 0x77:
+            registers[target] >>= number
+        elif operation in (0x15, 0x55):
+            at += offset if (registers[target] == number) is (operation == 0x15) else 0
+        else:
+            assert operation == 0x95
+            return bool(registers[0])
+
+
+DENY_ALL = {"allow": False, "access": "rwm"}
+TUN = {"allow": True, "type": "c", "major": 10, "minor": 200, "access": "r"}
+
+
+@pytest.mark.parametrize(
+    ("rules", "asked", "expected"),
+    [
+        ([], ("c", 1, 1, "rwm"), True),
+        ([DENY_ALL], ("c", 1, 3, "r"), False),
+        ([DENY_ALL, TUN], ("c", 10, 200, "r"), True),
+        ([DENY_ALL, TUN], ("c", 10, 200, "rw"), False),
+        ([DENY_ALL, TUN], ("c", 10, 201, "r"), False),
+        ([DENY_ALL, TUN], ("b", 10, 200, "r"), False),
+        ([TUN, DENY_ALL], ("c", 10, 200, "r"), False),
+        ([{"allow": False, "type": "b", "access": "w"}], ("b", 8, 0, "rw"), False),
+        ([{"allow": False, "type": "b", "access": "w"}], ("b", 8, 0, "r"), True),
+        ([DENY_ALL, {"allow": True, "type": "c", "major": 136}], ("c", 136, 77, "rw"), True),
+        ([DENY_ALL, *ALWAYS_ALLOWED], ("c", 1, 3, "rw"), True),
+        ([DENY_ALL, *ALWAYS_ALLOWED], ("b", 8, 0, "m"), True),
+        ([DENY_ALL, *ALWAYS_ALLOWED], ("b", 8, 0, "r"), False),
+    ],
+)
+def test_the_last_device_rule_that_fits_decides(
+    rules: list[dict[str, Any]], asked: tuple[str, int, int, str], expected: bool
+) -> None:
+    assert allowed(rules, *asked) is expected
+
+
+@pytest.mark.skipif(not V2, reason="this host has no hierarchy of version 2")
+def test_devices_are_filtered_in_version_2(bundle: Bundle, runtime: Runtime) -> None:
+    inner = 'umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && exec "$@"'
+    only_v2 = Runtime(("unshare", "-m", "sh", "-c", inner, "sh", *IN_PYTHON), runtime.root)
+    bundle.linux["cgroupsPath"] = f"/{NAME}"
+    bundle.linux["devices"] = [{"type": "c", "path": "/dev/tun", "major": 10, "minor": 200}]
+    bundle.linux["resources"] = {"devices": [DENY_ALL]}
+    bundle.sh("cat /dev/null && echo null; (: < /dev/tun)")
+    done = only_v2.run(bundle)
+    assert done.stdout == "null\n"
+    assert "can't open /dev/tun: Operation not permitted" in done.stderr
+    bundle.linux["resources"]["devices"].append(TUN)
+    assert "not permitted" not in only_v2.run(bundle).stderr
+
+
+@pytest.mark.skipif(not V2, reason="this host has no hierarchy of version 2")
+def test_device_rules_of_version_2_are_not_changed_later() -> None:
+    group = CgroupV2.at(V2, f"/{NAME}")
+    group.create()
+    try:
+        group.apply({"devices": [DENY_ALL]})
+        with pytest.raises(ContainerError, match="cannot be changed; make the container anew"):
+            group.apply({"devices": [DENY_ALL]})
+    finally:
+        group.remove()

@@ -3,6 +3,8 @@
     python tools/bench/run.py            print the table
     python tools/bench/run.py --write    write it to docs/benchmarks.md too
 
+Containers have a script of their own, containers.py.
+
 Every figure is the median over rounds in which kvmpy and its peer take turns: these machines are shared and noisy, so
 ratios from one run count and absolute times do not.
 """
@@ -11,16 +13,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from figures import Figure, table, write_section
 
 from kvmpy.accel.exits import IoOut
 from kvmpy.accel.kvm import KvmAccelerator
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HERE = Path(__file__).resolve().parent
-REPORT = HERE.parent.parent / "docs" / "benchmarks.md"
 MEMORY = 16 << 20
 EXITS = 20_000
 WARM_UP = 2_000
@@ -64,30 +65,6 @@ IRETQ, BREAKPOINT = bytes.fromhex("48cf"), 3
 TOUCH_1_MIB = bytes.fromhex("b900010000 bf00002000 890f 81c700100000 49 75f5 f4")
 
 ACCELERATOR = KvmAccelerator()
-
-
-@dataclass
-class Figure:
-    """One line of the report: what was measured, the limit, and whether it holds."""
-
-    what: str
-    measured: float
-    limit: float
-    unit: str
-    at_least: bool = False
-    detail: str = ""
-
-    @property
-    def holds(self) -> bool:
-        """True when the measured value is within the limit."""
-        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
-
-    def row(self) -> str:
-        """Return the line of the table."""
-        bound = "≥" if self.at_least else "≤"
-        verdict = "holds" if self.holds else "**missed**"
-        measured, limit = f"{self.measured:.3g} {self.unit}", f"{bound} {self.limit:g} {self.unit}"
-        return f"| {self.what} | {measured} | {limit} | {verdict} | {self.detail} |"
 
 
 class Sink(Device):
@@ -127,10 +104,10 @@ def main() -> int:
         peers = compile_peers(Path(folder))
         with ACCELERATOR:
             figures = [figure for benchmark in BENCHMARKS for figure in benchmark(peers, chosen.rounds)]
-    text = report(figures)
+    text = table(figures)
     print(text)
     if chosen.write:
-        REPORT.write_text(text)
+        write_section("Virtual machines", text)
     return 0 if all(figure.holds for figure in figures) else 1
 
 
@@ -410,23 +387,6 @@ def resident() -> float:
 
 
 BENCHMARKS = (port_exit, machines, console, processes, ready_to_run, ring3, software)
-
-
-def report(figures: list[Figure]) -> str:
-    """Return the page."""
-    lines = [
-        "# Benchmarks",
-        "",
-        "Written by `python tools/bench/run.py --write`: medians of rounds in which kvmpy and its peer take turns.",
-        f"Measured with Python {platform.python_version()} on Linux {platform.release()}, {os.cpu_count()} CPUs;",
-        "bytecode is compiled.",
-        "",
-        "| figure | measured | limit | verdict | detail |",
-        "|---|---|---|---|---|",
-        *(figure.row() for figure in figures),
-        "",
-    ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

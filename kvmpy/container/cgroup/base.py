@@ -20,6 +20,18 @@ ENOENT, EBUSY = 2, 16
 PATIENCE = 2000  # milliseconds that killed processes get to end
 
 
+# config-linux, Allowed Device list: what every container may use besides: the default devices, terminals, making nodes
+ALWAYS_ALLOWED: list[Json] = [
+    {"allow": True, "type": "c", "access": "m"},
+    {"allow": True, "type": "b", "access": "m"},
+    *(
+        {"allow": True, "type": "c", "major": major, "minor": minor}
+        for major, minor in ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2))
+    ),
+    {"allow": True, "type": "c", "major": 136},
+]
+
+
 class Hierarchy:
     """A hierarchy: version, controllers with commas between, where it is mounted, what of it, our place in it."""
 

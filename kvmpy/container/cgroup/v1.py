@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posix
 
-from kvmpy.container.cgroup.base import Cgroup, OutOfMemory, get_number, get_table, set_value
+from kvmpy.container.cgroup.base import ALWAYS_ALLOWED, Cgroup, OutOfMemory, get_number, get_table, set_value
 from kvmpy.container.host import exists, read_file, reason, write_file
 from kvmpy.errors import ContainerError
 
@@ -35,11 +35,6 @@ THROTTLES = {
     "throttleReadIOPSDevice": "blkio.throttle.read_iops_device",
     "throttleWriteIOPSDevice": "blkio.throttle.write_iops_device",
 }
-# config-linux, Allowed Device list: what every container may use; a terminal, and making nodes
-ALWAYS_ALLOWED = (
-    b"c *:* m", b"b *:* m", b"c 1:3 rwm", b"c 1:5 rwm", b"c 1:7 rwm", b"c 1:8 rwm", b"c 1:9 rwm", b"c 5:0 rwm",
-    b"c 5:2 rwm", b"c 136:* rwm",
-)  # fmt: skip
 UNLIMITED = 0x7FFFFFFFFFFFF000  # what version 1 shows for no limit at all
 
 
@@ -104,14 +99,13 @@ class CgroupV1(Cgroup):
             kind = rule.get("type", "a")
             places = [rule.get(name, -1) for name in ("major", "minor")]
             everything = kind == "a" and places == [-1, -1]
-            numbers = ":".join("*" if n < 0 else str(n) for n in places)
-            line = "a" if everything else f"{kind} {numbers} {rule.get('access') or 'rwm'}"
+            line = "a" if everything else device_line(rule)
             file = "devices.allow" if rule.get("allow") else "devices.deny"
             self._set("devices", file, line, f"{where}[{number}]")
         directory = self.controller("devices")
         allow = posix.open(f"{directory}/devices.allow", posix.O_WRONLY | posix.O_CLOEXEC)
-        for always in ALWAYS_ALLOWED:
-            posix.write(allow, always)
+        for rule in ALWAYS_ALLOWED:
+            posix.write(allow, device_line(rule).encode())
         posix.close(allow)
 
     def _set(self, controller: str, file: str, value: object, where: str) -> None:
@@ -205,6 +199,12 @@ class CgroupV1(Cgroup):
                 "limit": _no_limit_is_zero(get_number(pids, "pids.max")),
             },
         }
+
+
+def device_line(rule: Json) -> str:
+    """Return a rule as the devices controller writes it (cgroup-v1/devices.rst)."""
+    numbers = ":".join("*" if rule.get(name, -1) < 0 else str(rule[name]) for name in ("major", "minor"))
+    return f"{rule.get('type', 'a')} {numbers} {rule.get('access') or 'rwm'}"
 
 
 def _memory_use(directory: str, prefix: str) -> Json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posix
 
-from kvmpy.container.cgroup.base import Cgroup, OutOfMemory, get_number, get_table, set_value
+from kvmpy.container.cgroup.base import ALWAYS_ALLOWED, Cgroup, OutOfMemory, get_number, get_table, set_value
 from kvmpy.container.host import read_file, reason, write_file
 from kvmpy.errors import ContainerError
 
@@ -53,6 +53,10 @@ class CgroupV2(Cgroup):
 
     def apply(self, resources: Json, where: str = "linux.resources") -> None:
         """Set limits (config-linux, Control groups), those of version 1 converted as the specification of runc does."""
+        if rules := resources.get("devices"):
+            from kvmpy.container.cgroup.device_filter import attach
+
+            attach(self.directory, [*rules, *ALWAYS_ALLOWED], f"{where}.devices")
         for file, value, field in files_of(resources):
             set_value(self.directory, file, value, f"{where}.{field}")
         for file, value in resources.get("unified", {}).items():

@@ -130,7 +130,6 @@ class Creation(Answers):
             with Launch(plan.operations, plan.fds, self) as launch:
                 launch.start(callers | ours)
                 state.set_process(launch.pid)
-                leave_shortcuts(state, launch.pid, plan.cgroup, self.config)
                 if wishes.pid_file:
                     write_pid_file(wishes.pid_file, launch.pid)
                 launch.go_on()
@@ -147,6 +146,11 @@ class Creation(Answers):
         except ContainerError:
             pass  # what failed before is what the caller must hear
         state.forget()
+
+    def forked(self, launch: Launch) -> None:
+        """Leave what the launcher needs for start and delete."""
+        assert self.state
+        leave_shortcuts(self.state, launch.pid, self.plan.cgroup, self.config)
 
     def run_hooks(self, launch: Launch, kinds: tuple[str, ...]) -> None:
         """Run the hooks of these kinds for the process on its way."""
