@@ -60,15 +60,6 @@ class Call:
         self.then = then
         self.nonzero = nonzero
 
-    def packed(self, values: list[int]) -> bytes:
-        """Return the struct call that the stage reads, with its arguments as numbers and addresses."""
-        errno1, errno2 = (*self.accept, 0, 0)[:2] if self.accept else (0, 0)
-        otherwise = self.otherwise.at if self.otherwise else 0
-        then = self.then.at if self.then else 0
-        number = SYSTEM_CALLS[self.name]
-        padding = PADDING[len(values)]
-        return CALL.pack(number, self.keep, errno1, errno2, self.nonzero, otherwise, then, *values, *padding)
-
     def __str__(self) -> str:
         text = f"{self.name}({', '.join(map(_shown, self.args))})"
         if self.keep:
@@ -231,16 +222,20 @@ class Tape:
 
     def image(self) -> bytes:
         """Return the memory of the tape, to be mapped at ADDRESS."""
-        put = self.put
-        calls = b"".join(
-            [
-                call.packed([arg & WORD if isinstance(arg, int) else put(arg) for arg in call.args])
-                for call in self.calls
+        places, put, packed = self._places, self.put, []
+        for call in self.calls:
+            values = [
+                arg & WORD if isinstance(arg, int) else places.get(arg) or put(arg)  # type: ignore[arg-type]
+                for arg in call.args
             ]
-        )
+            errno1, errno2 = (*call.accept, 0)[:2] if call.accept else (0, 0)
+            otherwise = call.otherwise.at if call.otherwise else 0
+            then = call.then.at if call.then else 0
+            jumps = (errno1, errno2, call.nonzero, otherwise, then)
+            packed.append(CALL.pack(SYSTEM_CALLS[call.name], call.keep, *jumps, *values, *PADDING[len(values)]))
         data = self._data + bytes(-len(self._data) % 8)
         header = pack("<QQQ", len(self.calls), ADDRESS + HEADER + len(data), self.fds.report)
-        return header.ljust(HEADER, b"\0") + data + calls
+        return header.ljust(HEADER, b"\0") + data + b"".join(packed)
 
     def lines(self) -> Iterator[tuple[Operation | None, list[str]]]:
         """Give each operation with its calls as text, numbered as jumps name them."""
