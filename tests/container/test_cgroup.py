@@ -29,6 +29,17 @@ V2 = [hierarchy for hierarchy in HIERARCHIES if hierarchy.version == 2]
 NAME = f"kvmpy-group-{os.getpid()}"
 
 
+@pytest.fixture(autouse=True)
+def unchanged_controllers() -> Iterator[None]:
+    """Which controllers the root of version 2 passes on is the host's: what a group enabled is taken back."""
+    files = [Path(hierarchy.mounted) / "cgroup.subtree_control" for hierarchy in V2]
+    before = [set(file.read_text().split()) for file in files]
+    yield
+    for file, names in zip(files, before, strict=True):
+        for name in set(file.read_text().split()) - names:
+            file.write_text(f"-{name}")
+
+
 @pytest.fixture(params=["v1", "v2"])
 def group(request: pytest.FixtureRequest) -> Iterator[Cgroup]:
     """A new group of each version that this host has."""
@@ -240,6 +251,23 @@ def test_version_2_refuses_what_is_no_controllers_file() -> None:
             group.apply({"memory": {"limit": 5}})
     finally:
         group.remove()
+
+
+@pytest.mark.skipif(not V2, reason="this host has no hierarchy of version 2")
+def test_a_limit_of_version_2() -> None:
+    """Huge pages are all that a hybrid host counts in version 2."""
+    if "hugetlb" not in (Path(V2[0].mounted) / "cgroup.controllers").read_text().split():
+        pytest.skip("this host has no hugetlb controller of version 2")
+    group = CgroupV2.at(V2, f"/{NAME}/below")
+    group.create()
+    try:
+        group.apply({"hugepageLimits": [{"pageSize": "2MB", "limit": 8 << 20}]})
+        assert Path(group.directory, "hugetlb.2MB.max").read_text() == f"{8 << 20}\n"
+        group.apply({"unified": {"hugetlb.2MB.max": "max"}})
+        assert Path(group.directory, "hugetlb.2MB.max").read_text() == "max\n"
+    finally:
+        group.remove()
+        Path(group.directory).parent.rmdir()
 
 
 @pytest.mark.skipif(not V2, reason="this host has no hierarchy of version 2")

@@ -6,11 +6,12 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
-from container.oci import Bundle, Runtime
+from container.oci import IN_PYTHON, Bundle, Runtime
 
 NAMESPACE_FILES = {"pid": "pid", "network": "net", "ipc": "ipc", "uts": "uts", "cgroup": "cgroup", "user": "user"}
 
@@ -80,6 +81,61 @@ def test_ids_are_mapped(bundle: Bundle, runtime: Runtime) -> None:
     assert (uid, gid, inside, outside, size, groups) == ("0", "0", "0", "100000", "1000", "allow")
     assert device[0] == "crw-rw-rw-"
     assert (bundle.rootfs / "tmp/mine").stat().st_uid == 100000
+
+
+def as_nobody(bundle: Bundle, wrapper: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a bundle without root, in a copy that nobody owns; its ids map to nobody's own and, it may be, more."""
+    top = Path(tempfile.mkdtemp())
+    top.chmod(0o755)
+    shutil.copytree(bundle.save(), top / "bundle")
+    for path in (top, top / "bundle", bundle.rootfs, *bundle.rootfs.rglob("*")):
+        os.lchown(path, 65534, 65534)
+    command = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "/usr/bin/python3",
+        "-I",
+        "-S",
+        IN_PYTHON[3],
+    ]
+    command += ["--root", str(top / "root"), "run", "-b", str(top / "bundle"), "rootless"]
+    try:
+        done = subprocess.run([*wrapper, *command], cwd="/", capture_output=True, text=True, timeout=30)
+    finally:
+        shutil.rmtree(top)
+    if "can't open file" in done.stderr:
+        pytest.skip("an ordinary user cannot read this checkout")
+    return done
+
+
+@pytest.mark.skipif(not shutil.which("newuidmap"), reason="no newuidmap; install uidmap")
+@pytest.mark.parametrize(("granted", "expected"), [(True, "0 65534 1 1 100000 500 7"), (False, "")])
+def test_ids_of_others_are_mapped_by_newuidmap(bundle: Bundle, runtime: Runtime, granted: bool, expected: str) -> None:
+    """/etc/subuid says which ids nobody may use; here one of the test's own, in a mount namespace."""
+    bundle.linux["namespaces"] = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "user", "network")]
+    del bundle.linux["resources"]
+    for field in ("uidMappings", "gidMappings"):
+        own = {"containerID": 0, "hostID": 65534, "size": 1}
+        bundle.linux[field] = [own, {"containerID": 1, "hostID": 100000, "size": 500}]
+    bundle.config["mounts"][2]["options"].remove("gid=5")
+    bundle.process["user"] = {"uid": 7, "gid": 7}
+    bundle.sh("cat /proc/self/uid_map; id -u")
+    ids = bundle.directory / "ids"
+    ids.write_text("nobody:100000:500\n" if granted else "")
+    script = f'for f in subuid subgid; do touch /etc/$f; mount --bind {ids} /etc/$f; done; exec "$@"'
+    had = [Path(f"/etc/{name}").exists() for name in ("subuid", "subgid")]
+    done = as_nobody(bundle, ["unshare", "-m", "sh", "-c", script, "sh"])
+    for name, there in zip(("subuid", "subgid"), had, strict=True):
+        if not there:
+            Path(f"/etc/{name}").unlink(missing_ok=True)
+    if granted:
+        assert done.stderr == ""
+        assert " ".join(done.stdout.split()) == expected
+    else:
+        assert done.stdout == ""
+        assert done.stderr.splitlines()[-1].endswith("newgidmap refused; see /etc/subuid and /etc/subgid")
 
 
 def test_an_idmapped_mount_shows_other_owners(bundle: Bundle, runtime: Runtime, tmp_path: Path) -> None:

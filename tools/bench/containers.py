@@ -47,7 +47,7 @@ def main() -> int:
         return subprocess.run(command, env={**os.environ, IN_NAMESPACES: "1"}).returncode
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         bundle = make_bundle(Path(folder))
-        figures = [*verbs(bundle, chosen.rounds), *podman(bundle, chosen.rounds // 3 + 1), *many(bundle)]
+        figures = [*verbs(bundle, chosen.rounds), *podman(bundle, chosen.rounds // 2 + 1), *many(bundle)]
     text = table(figures)
     print(text)
     if chosen.write:
