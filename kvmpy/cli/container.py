@@ -12,7 +12,7 @@ from kvmpy.container.launch import NATIVE
 from kvmpy.container.simple import WITHOUT_FILTER, WITHOUT_ROOT, Wish, configuration
 from kvmpy.container.state import Store
 from kvmpy.container.tape import Tape
-from kvmpy.container.verbs.create import Creation, Wishes
+from kvmpy.container.verbs.create import Creation, Extras
 from kvmpy.container.verbs.run import run_in_foreground
 
 EPILOG = """\
@@ -126,7 +126,7 @@ def prepare(options: argparse.Namespace) -> Creation:
         share=options.share,
     )
     name = options.name or f"run-{os.getpid()}"
-    return Creation(Store(), name, os.getcwd(), configuration(wish), Wishes())
+    return Creation(Store(), name, os.getcwd(), configuration(wish), Extras())
 
 
 def warn(text: str) -> None:

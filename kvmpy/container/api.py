@@ -19,7 +19,7 @@ from kvmpy.container.process import SIGKILL, signal_number
 from kvmpy.container.simple import Wish, configuration
 from kvmpy.container.state import STOPPED, Store
 from kvmpy.container.verbs import create, delete, kill, pause, resume, start, update
-from kvmpy.container.verbs.create import Creation, Wishes
+from kvmpy.container.verbs.create import Creation, Extras
 from kvmpy.container.verbs.exec import execute
 from kvmpy.errors import ContainerError, DeadlineError
 from kvmpy.record import record
@@ -59,22 +59,22 @@ class Container:
 
     @classmethod
     def create(
-        cls, bundle: str | os.PathLike[str], name: str = "", root: str = "", wishes: Wishes | None = None
+        cls, bundle: str | os.PathLike[str], name: str = "", root: str = "", extras: Extras | None = None
     ) -> Self:
         """Make a container of an OCI bundle; it waits for `start()`.
 
         `root` is where containers are kept, by default as kvmpy-oci has it; without a name it gets one.
         """
         store = Store(root)
-        return cls(create.create(store, name or new_name(), os.fspath(bundle), wishes or Wishes()), store)
+        return cls(create.create(store, name or new_name(), os.fspath(bundle), extras or Extras()), store)
 
     @classmethod
-    def from_config(cls, config: Json, name: str = "", root: str = "", wishes: Wishes | None = None) -> Self:
+    def from_config(cls, config: Json, name: str = "", root: str = "", extras: Extras | None = None) -> Self:
         """Make a container of a configuration (runtime-spec config.json); paths are seen from the current directory."""
         from kvmpy.container.config import CONFIG, check
 
         store, checked = Store(root), check(config, CONFIG, "config")
-        return cls(Creation(store, name or new_name(), os.getcwd(), checked, wishes or Wishes()).run(), store)
+        return cls(Creation(store, name or new_name(), os.getcwd(), checked, extras or Extras()).run(), store)
 
     @classmethod
     def from_wish(cls, wish: Wish, name: str = "", root: str = "") -> Self:
@@ -194,7 +194,7 @@ class Container:
             given.write(input)
             given.seek(0)
             streams = {number: stream.fileno() for number, stream in enumerate((given, out, err))}
-            pid = execute(self._state, process, Wishes(streams=streams), self._store.root)
+            pid = execute(self._state, process, Extras(streams=streams), self._store.root)
             code = wait_for_child(pid, timeout, f"{command[0]} in container {self.name}", end_it=True)
             for stream in (out, err):
                 stream.seek(0)

@@ -35,6 +35,7 @@ GLOBAL = {
 SHORT_GLOBAL = {"-v": "--version", "-h": "--help"}
 FAILED = 1
 EXEC_FAILED = 255
+INTERRUPTED = 130
 APPEND = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND
 
 
@@ -48,7 +49,11 @@ class Call:
     def __init__(self, options: dict[str, list[str]], words: list[str]) -> None:
         self.options = options
         self.words = words
-        self.store = Store(self.value("--root"))
+
+    @property
+    def store(self) -> Store:
+        """Where the containers are."""
+        return Store(self.value("--root"))
 
     def has(self, name: str) -> bool:
         """Whether an option was given."""
@@ -130,6 +135,8 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         call.tell("error", what + posix.strerror(error.errno or 0).lower())
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return EXEC_FAILED if verb == "exec" else FAILED
 
 

@@ -28,7 +28,7 @@ ENDS = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
 class Terminal:
     """The container's terminal, shown on this process's own. Use as a context manager: the terminal is as it was then.
 
-    `console` is the descriptor for `Wishes.console`.
+    `console` is the descriptor for `Extras.console`.
     """
 
     def __init__(self) -> None:

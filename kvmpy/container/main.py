@@ -8,6 +8,11 @@ from _frozen_importlib_external import MAGIC_NUMBER
 
 if __name__ == "__main__":
     gc.disable()  # the process lives for milliseconds
+    for fd in (0, 1, 2):  # what the caller has closed must not become something of ours that the container inherits
+        try:
+            posix.fstat(fd)
+        except OSError:
+            posix.set_inheritable(posix.open("/dev/null", posix.O_RDWR), True)
     here = __file__.rpartition("/")[0]
     root = here.removesuffix("/kvmpy/container")
     sys.path.insert(0, root)

@@ -56,7 +56,6 @@ class Plan:
         pivot: bool = True,
         keyring: bool = True,
         preserved: int = 0,
-        wait: bool = True,
     ) -> None:
         self.config = config
         self.linux: Json = config.get("linux", {})
@@ -67,7 +66,6 @@ class Plan:
         self.privileged = privileged
         self.pivot = pivot
         self.keyring = keyring
-        self.wait = wait
         self.fds = Descriptors(preserved)
         self.id_maps: list[tuple[IdMap, IdMap, str, int]] = []  # of idmapped mounts: uids, gids, field, descriptor
         self.new: list[str] = []
@@ -171,7 +169,7 @@ def container_plan(plan: Plan) -> Operations:
         limits=not user_namespace,
         keep_groups=plan.own("user") and not (user_namespace and plan.privileged),
         terminal=plan.terminal,
-        wait=plan.wait,
+        wait=True,
     )
 
 
@@ -180,6 +178,11 @@ def check(plan: Plan) -> None:
     config, linux = plan.config, plan.linux
     if not plan.own("mount"):
         raise ContainerError("linux.namespaces: 'mount' is missing; without it the mounts would change the host's")
+    if "mount" not in plan.new:
+        made = [field for field in ("maskedPaths", "readonlyPaths", "rootfsPropagation") if linux.get(field)]
+        if config.get("mounts") or made:
+            field = "mounts" if config.get("mounts") else f"linux.{made[0]}"
+            raise ContainerError(f"{field}: the mount namespace is joined by its path, and has what it has")
     if not exists(plan.root):
         raise ContainerError(f"root.path: {plan.root}: no such file or directory")
     if "user" in plan.new:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+.-")
 LONGEST_NAME = 255
+DIRECTORY_OF_OURS = 0o040700  # st_mode
 NEW_FILE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL
 
 CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
@@ -43,7 +44,14 @@ def default_root() -> str:
     if posix.geteuid() == 0:
         return "/run/kvmpy-oci"
     home = posix.environ.get(b"XDG_RUNTIME_DIR")
-    return f"{home.decode()}/kvmpy-oci" if home else f"/tmp/kvmpy-oci-{posix.geteuid()}"
+    if home:
+        return f"{home.decode()}/kvmpy-oci"
+    directory = f"/tmp/kvmpy-oci-{posix.geteuid()}"
+    make_directories(directory)
+    status = posix.lstat(directory)
+    if status.st_uid != posix.geteuid() or status.st_mode != DIRECTORY_OF_OURS:
+        raise ContainerError(f"{directory} is not ours alone; set XDG_RUNTIME_DIR, or give --root")
+    return directory
 
 
 class State:

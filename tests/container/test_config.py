@@ -117,6 +117,11 @@ def test_bytes_that_are_no_text(bundle: Bundle, runtime: Runtime) -> None:
             [{"type": "mount"}],
             "hostname: it would change the host's; add 'uts' to linux.namespaces",
         ),
+        (
+            "linux.namespaces",
+            [{"type": "mount", "path": "/proc/self/ns/mnt"}],
+            "mounts: the mount namespace is joined by",
+        ),
         ("linux.uidMappings", [{"containerID": 0, "hostID": 0, "size": 1}], "linux.uidMappings: there is no user name"),
         ("linux.timeOffsets", {"monotonic": {"secs": 1}}, "linux.timeOffsets: there is no new time namespace"),
         ("linux.sysctl", {"kernel.panic": "1"}, "linux.sysctl: kernel.panic is the whole host's"),

@@ -27,7 +27,7 @@ from container.oci import IN_PYTHON, LAUNCHER, Bundle, Runtime
 from kvmpy.container.host import start_time
 from kvmpy.container.launch import NATIVE
 from kvmpy.container.state import Store
-from kvmpy.container.verbs.create import Wishes, create, prepare
+from kvmpy.container.verbs.create import Extras, create, prepare
 from kvmpy.container.verbs.delete import delete
 from kvmpy.container.verbs.start import start
 from kvmpy.errors import ContainerError
@@ -189,7 +189,7 @@ def test_09_cve_2021_30465_links_that_change_meanwhile(bundle: Bundle, tmp_path:
         try:
             for _ in range(1000):
                 try:
-                    with_null = create(store, "race", str(bundle.directory), Wishes())
+                    with_null = create(store, "race", str(bundle.directory), Extras())
                 except ContainerError:
                     refused += 1
                 else:
@@ -324,7 +324,7 @@ class Die(ops.Operation):
     def write(self, tape): tape.ask()
     def answer(self, launch): os.kill(os.getpid(), signal.SIGKILL)
 
-creation = create.prepare(Store(sys.argv[2]), sys.argv[3], sys.argv[4], create.Wishes())
+creation = create.prepare(Store(sys.argv[2]), sys.argv[3], sys.argv[4], create.Extras())
 creation.plan.operations.insert(int(sys.argv[5]), Die())
 creation.run()
 """
@@ -346,7 +346,7 @@ def dies(*arguments, **named):
     os.kill(os.getpid(), signal.SIGKILL)
 
 setattr(kind, name, dies)
-creation = create.prepare(Store(sys.argv[2]), sys.argv[3], sys.argv[4], create.Wishes(pid_file=sys.argv[4] + "/pid"))
+creation = create.prepare(Store(sys.argv[2]), sys.argv[3], sys.argv[4], create.Extras(pid_file=sys.argv[4] + "/pid"))
 creation.run()
 """
 STEPS = [
@@ -368,7 +368,7 @@ def killed_while_creating(script: str, bundle: Bundle, runtime: Runtime, name: s
 
 
 def test_17_the_host_is_the_same_after_a_kill_at_every_operation(bundle: Bundle, runtime: Runtime) -> None:
-    plan = prepare(Store(str(runtime.root)), "x", str(bundle.save()), Wishes()).plan
+    plan = prepare(Store(str(runtime.root)), "x", str(bundle.save()), Extras()).plan
     names = [type(operation).__name__ for operation in plan.operations]
     ready = names.index("TellReady")
     assert ready > 20
@@ -410,7 +410,7 @@ def test_17_the_host_is_the_same_after_200_containers(bundle: Bundle, tmp_path: 
     store = Store(str(tmp_path / "root"))
     before = os.listdir("/proc/self/fd")
     for number in range(200):
-        state = create(store, f"c{number}", str(bundle.directory), Wishes())
+        state = create(store, f"c{number}", str(bundle.directory), Extras())
         if number % 2:
             start(state, print)
         delete(state, True, print)

@@ -674,6 +674,13 @@ def test_an_empty_environment_is_enough(made: Made, runtime: Runtime) -> None:
         assert subprocess.run([*command, *arguments], env={}, timeout=30).returncode == 0
 
 
+def test_closed_standard_descriptors(bundle: Bundle, runtime: Runtime) -> None:
+    """Nothing of the runtime's takes their place."""
+    closed = Runtime(("bash", "-c", 'exec "$@" <&- 3>&1 >&- 1>&3', "sh", *runtime.command), runtime.root)
+    bundle.sh("readlink /proc/self/fd/0; ls /proc/self/fd")
+    assert closed.run(bundle).stdout.split() == ["/dev/null", "0", "1", "2", "3"]
+
+
 def test_ignored_signals_do_not_reach_the_container(made: Made, runtime: Runtime) -> None:
     """Python ignores SIGPIPE; a container whose programs do would hang at the end of a pipe."""
     made.bundle.sh("grep SigIgn /proc/self/status")
@@ -719,6 +726,40 @@ def test_start_and_delete_play_their_tapes(bundle: Bundle, tmp_path: Path, uncha
     made.wait()
     alone.ok("delete", "--force", made.name)
     assert "verbs/__init__.py: no such file" in alone("delete", "nobody").stderr
+
+
+@pytest.mark.parametrize(("owner", "mode"), [(65534, 0o600), (0, 0o620), (0, 0o602)])
+def test_a_tape_that_others_could_have_written_is_not_played(
+    bundle: Bundle, tmp_path: Path, unchanged_host: None, owner: int, mode: int
+) -> None:
+    runtime = Runtime((LAUNCHER,), tmp_path / "root")
+    made = Made(runtime, bundle)
+    made.create("true")
+    tape = runtime.root / made.name / "start.tape"
+    tape.write_bytes(bytes(64))  # it would do nothing, and be done
+    os.chown(tape, owner, 0)
+    tape.chmod(mode)
+    made.start()
+    made.wait()
+    runtime.ok("delete", made.name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two others")
+def test_a_state_directory_of_somebody_elses(tmp_path: Path) -> None:
+    """Without root and XDG_RUNTIME_DIR it is in /tmp, where everybody may make one of that name."""
+    directory = Path("/tmp/kvmpy-oci-65533")
+    directory.mkdir()
+    try:
+        command = ["setpriv", "--reuid=65533", "--clear-groups", "/usr/bin/python3", "-I", "-S", IN_PYTHON[3], "list"]
+        done = subprocess.run(
+            command, env={"PATH": os.environ["PATH"]}, cwd="/", capture_output=True, text=True, timeout=30
+        )
+        if "can't open file" in done.stderr:
+            pytest.skip("an ordinary user cannot read this checkout")
+        assert done.stderr == f"kvmpy-oci: {directory} is not ours alone; set XDG_RUNTIME_DIR, or give --root\n"
+        assert done.returncode == 1
+    finally:
+        directory.rmdir()
 
 
 def test_hooks_take_no_shortcut(bundle: Bundle, tmp_path: Path, unchanged_host: None) -> None:

@@ -32,7 +32,7 @@ WORDS = ("ID",)
 SUMMARY = "make a container that waits for start"
 
 
-class Wishes:
+class Extras:
     """What a caller of create wants besides what the configuration says.
 
     `console` is a connected socket, or -1, that gets the terminal; `preserved` counts descriptors after 2 to pass on;
@@ -60,12 +60,12 @@ class Wishes:
 class Creation(Answers):
     """One container while it is made."""
 
-    def __init__(self, store: Store, name: str, bundle: str, config: Json, wishes: Wishes) -> None:
+    def __init__(self, store: Store, name: str, bundle: str, config: Json, extras: Extras) -> None:
         self.store = store
         self.name = name
         self.bundle = bundle
         self.config = config
-        self.wishes = wishes
+        self.extras = extras
         self.state: State | None = None
         self.plan = self.make_plan()
 
@@ -90,15 +90,15 @@ class Creation(Answers):
             cgroup=cgroup,
             filter=filter,
             privileged=privileged,
-            pivot=self.wishes.pivot,
-            keyring=self.wishes.keyring,
-            preserved=self.wishes.preserved,
+            pivot=self.extras.pivot,
+            keyring=self.extras.keyring,
+            preserved=self.extras.preserved,
         )
 
     def run(self) -> State:
         """Make it, or leave nothing behind."""
-        plan, wishes = self.plan, self.wishes
-        if plan.terminal != (wishes.console >= 0):
+        plan, extras = self.plan, self.extras
+        if plan.terminal != (extras.console >= 0):
             raise ContainerError(
                 "process.terminal: a terminal needs --console-socket, or run without --detach"
                 if plan.terminal
@@ -117,11 +117,11 @@ class Creation(Answers):
         return state
 
     def _launch(self, state: State) -> None:
-        plan, wishes = self.plan, self.wishes
+        plan, extras = self.plan, self.extras
         ours: dict[int, int] = {plan.fds.fifo: posix.open(state.fifo, posix.O_RDWR | posix.O_CLOEXEC)}
-        callers = wishes.streams | {3 + n: 3 + n for n in range(wishes.preserved)}
-        if wishes.console >= 0:
-            callers[plan.fds.console] = wishes.console
+        callers = extras.streams | {3 + n: 3 + n for n in range(extras.preserved)}
+        if extras.console >= 0:
+            callers[plan.fds.console] = extras.console
         try:
             for uids, gids, where, fd in plan.id_maps:
                 from kvmpy.container.idmap import open_user_namespace
@@ -130,8 +130,8 @@ class Creation(Answers):
             with Launch(plan.operations, plan.fds, self) as launch:
                 launch.start(callers | ours)
                 state.set_process(launch.pid)
-                if wishes.pid_file:
-                    write_pid_file(wishes.pid_file, launch.pid)
+                if extras.pid_file:
+                    write_pid_file(extras.pid_file, launch.pid)
                 launch.go_on()
         finally:
             for fd in ours.values():
@@ -182,20 +182,20 @@ class Creation(Answers):
             connection.close()
 
 
-def create(store: Store, name: str, bundle: str, wishes: Wishes) -> State:
+def create(store: Store, name: str, bundle: str, extras: Extras) -> State:
     """Make a container of a bundle; it waits for start.
 
     Raises:
         ContainerError: it cannot be, and nothing of it is left.
     """
-    return prepare(store, name, bundle, wishes).run()
+    return prepare(store, name, bundle, extras).run()
 
 
-def prepare(store: Store, name: str, bundle: str, wishes: Wishes) -> Creation:
+def prepare(store: Store, name: str, bundle: str, extras: Extras) -> Creation:
     """Read a bundle and plan its container; nothing is changed yet."""
     check_name(name)
     bundle = absolute(bundle, posix.getcwd())
-    return Creation(store, name, bundle, load(bundle), wishes)
+    return Creation(store, name, bundle, load(bundle), extras)
 
 
 def write_pid_file(path: str, pid: int) -> None:
@@ -219,10 +219,10 @@ def connect_console(path: str) -> int:
     return connection.detach()
 
 
-def wishes_of(call: Call) -> Wishes:
+def extras_of(call: Call) -> Extras:
     """Return what the options of create and run say."""
     console = call.value("--console-socket")
-    return Wishes(
+    return Extras(
         console=connect_console(console) if console else -1,
         pid_file=call.value("--pid-file"),
         pivot=not call.has("--no-pivot"),
@@ -233,5 +233,5 @@ def wishes_of(call: Call) -> Wishes:
 
 def main(call: Call) -> int:
     """Run the verb."""
-    create(call.store, call.words[0], call.value("--bundle") or posix.getcwd(), wishes_of(call))
+    create(call.store, call.words[0], call.value("--bundle") or posix.getcwd(), extras_of(call))
     return 0

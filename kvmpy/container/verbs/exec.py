@@ -14,7 +14,7 @@ from kvmpy.container.plan import cgroup_plan
 from kvmpy.container.plan_process import console_size, label_plan, limits_plan, priority_plan, process_plan
 from kvmpy.container.state import CREATED, PAUSED, RUNNING
 from kvmpy.container.tape import Descriptors
-from kvmpy.container.verbs.create import Wishes, connect_console, write_pid_file
+from kvmpy.container.verbs.create import Extras, connect_console, write_pid_file
 from kvmpy.errors import ContainerError
 
 TYPE_CHECKING = False
@@ -51,7 +51,7 @@ TAIL = True
 SUMMARY = "run another program in a container"
 
 
-def execute(state: State, process: Json, wishes: Wishes, root: str, ignore_paused: bool = False) -> int:
+def execute(state: State, process: Json, extras: Extras, root: str, ignore_paused: bool = False) -> int:
     """Start a program in a running container and return its pid; it is a child of this process.
 
     `process` is as in config.json. Raises ContainerError, and then nothing runs.
@@ -62,17 +62,17 @@ def execute(state: State, process: Json, wishes: Wishes, root: str, ignore_pause
     if status not in (CREATED, RUNNING, PAUSED):
         raise ContainerError(f"container {state.name}: cannot exec in a {status} container: container not running")
     pidfd = state.open_process()
-    fds = Descriptors(wishes.preserved)
+    fds = Descriptors(extras.preserved)
     try:
         plan = list(exec_plan(state, process, fds, root))
         with Launch(plan, fds) as launch:
-            descriptors = wishes.streams | {3 + n: 3 + n for n in range(wishes.preserved)}
+            descriptors = extras.streams | {3 + n: 3 + n for n in range(extras.preserved)}
             descriptors[fds.container] = pidfd
-            if wishes.console >= 0:
-                descriptors[fds.console] = wishes.console
+            if extras.console >= 0:
+                descriptors[fds.console] = extras.console
             launch.start(descriptors)
-            if wishes.pid_file:
-                write_pid_file(wishes.pid_file, launch.pid)
+            if extras.pid_file:
+                write_pid_file(extras.pid_file, launch.pid)
             launch.go_on()
             return launch.pid
     finally:
@@ -157,9 +157,9 @@ def main(call: Call) -> int:
     if terminal and call.has("--detach"):
         raise ContainerError("--tty with --detach needs --console-socket: nobody would hold the terminal")
     console = connect_console(socket) if socket else terminal.console if terminal else -1
-    wishes = Wishes(console=console, pid_file=call.value("--pid-file"), preserved=call.number("--preserve-fds"))
+    extras = Extras(console=console, pid_file=call.value("--pid-file"), preserved=call.number("--preserve-fds"))
     try:
-        pid = execute(state, process, wishes, call.store.root, call.has("--ignore-paused"))
+        pid = execute(state, process, extras, call.store.root, call.has("--ignore-paused"))
         if terminal:
             terminal.receive()
         return 0 if call.has("--detach") else wait(pid, terminal)

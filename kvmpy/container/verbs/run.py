@@ -29,9 +29,9 @@ def run_in_foreground(
 
     `fatal` is as in foreground.Signals.
     """
-    terminal = Terminal() if creation.plan.terminal and creation.wishes.console < 0 else None
+    terminal = Terminal() if creation.plan.terminal and creation.extras.console < 0 else None
     if terminal:
-        creation.wishes.console = terminal.console
+        creation.extras.console = terminal.console
     try:
         state = creation.run()
         try:
@@ -51,7 +51,7 @@ def main(call: Call) -> int:
     """Run the verb."""
     name = call.words[0]
     bundle = call.value("--bundle") or posix.getcwd()
-    creation = creating.prepare(call.store, name, bundle, creating.wishes_of(call))
+    creation = creating.prepare(call.store, name, bundle, creating.extras_of(call))
     if not call.has("--detach"):
         return run_in_foreground(creation, call.warn, keep=call.has("--keep"))
     start(creation.run(), call.warn)
