@@ -189,13 +189,19 @@ class Store:
             return []
         return [self.find(name) for name in names if exists(f"{self.root}/{name}/state.json")]
 
+    def demand_free(self, name: str) -> None:
+        """Raise a ContainerError if there is a container of that name."""
+        check_name(name)
+        if exists(f"{self.root}/{name}"):
+            raise ContainerError(f"container with id exists: {name}")
+
     def new(
         self, name: str, bundle: str, config: Json, rootfs: str, namespaces: list[str], cgroup: Cgroup | None
     ) -> State:
         """Keep a new container; ContainerError when there is one of that name, or nothing can be kept."""
         from kvmpy.container.config import SPEC_VERSION
 
-        check_name(name)
+        self.demand_free(name)
         data = {
             "ociVersion": SPEC_VERSION,
             "id": name,

@@ -526,6 +526,36 @@ def test_24_a_group_that_climbs_out_and_a_fork_bomb(bundle: Bundle, runtime: Run
     assert done.stdout.split()[-1] == "19"  # the shell is the twentieth
 
 
+@pytest.mark.parametrize("path", ["/", "//", ".", "./", "/."])
+def test_24_the_hosts_own_group_is_refused(bundle: Bundle, runtime: Runtime, path: str) -> None:
+    """All that is in a container's group is killed with it."""
+    bundle.linux["cgroupsPath"] = path
+    assert runtime.error("create", "-b", bundle.save(), "x").endswith("is the host's own group; name one below it")
+
+
+def test_24_a_group_of_others_is_refused(bundle: Bundle, runtime: Runtime) -> None:
+    from kvmpy.container.cgroup import open_cgroup
+
+    path = f"/kvmpy-others-{os.getpid()}"
+    group = open_cgroup(path)
+    group.create()
+    writes = "; ".join(f"echo 0 > {file}" for file in group.join_files())
+    with subprocess.Popen(["sh", "-c", f"{writes}; echo; exec sleep 1000"], stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        other.stdout.readline()
+        try:
+            bundle.linux["cgroupsPath"] = path
+            line = runtime.error("create", "-b", bundle.save(), "x")
+            assert line.startswith("linux.cgroupsPath: ")
+            assert line.endswith("has processes of others in it")
+            runtime.ok("delete", "--force", "x")
+            assert other.poll() is None
+        finally:
+            other.kill()
+            other.wait()
+            group.remove()
+
+
 def test_25_delete_kills_every_process(bundle: Bundle, runtime: Runtime, created: str) -> None:
     """Also without a pid namespace, and those that have left the session."""
     bundle.linux["namespaces"] = [n for n in bundle.linux["namespaces"] if n["type"] != "pid"]

@@ -27,6 +27,8 @@ def open_cgroup(path: str) -> Cgroup:
     """
     if ".." in path.split("/"):
         raise ContainerError(f"linux.cgroupsPath: {path!r} leads upwards; name a group below the host's")
+    if not path.strip("/."):
+        raise ContainerError(f"linux.cgroupsPath: {path!r} is the host's own group; name one below it")
     hierarchies = list(find_hierarchies())
     if any(hierarchy.version == 1 for hierarchy in hierarchies):
         from kvmpy.container.cgroup.v1 import CgroupV1

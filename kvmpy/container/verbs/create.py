@@ -104,6 +104,9 @@ class Creation(Answers):
                 if plan.terminal
                 else "--console-socket: process.terminal is not true"
             )
+        self.store.demand_free(self.name)
+        if plan.cgroup and plan.cgroup.pids():  # all that is in its group is the container's, and is killed with it
+            raise ContainerError(f"linux.cgroupsPath: {plan.cgroup.process_directory()} has processes of others in it")
         state = self.store.new(self.name, self.bundle, self.config, plan.root, plan.own_namespaces, plan.cgroup)
         self.state = state
         try:
