@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import subprocess
@@ -61,13 +62,17 @@ def group(request: pytest.FixtureRequest) -> Iterator[Cgroup]:
             above.rmdir()
 
 
-def join(group: Cgroup) -> subprocess.Popen[bytes]:
-    """Start a program in a group, by writing to what a container's process writes to."""
+@contextlib.contextmanager
+def join(group: Cgroup) -> Iterator[subprocess.Popen[bytes]]:
+    """A program in a group, which it joined by writing to what a container's process writes to."""
     writes = "; ".join(f"echo 0 > {path}" for path in group.join_files())
-    process = subprocess.Popen(["sh", "-c", f"{writes}; echo; exec sleep 1000"], stdout=subprocess.PIPE)
-    assert process.stdout
-    process.stdout.readline()
-    return process
+    with subprocess.Popen(["sh", "-c", f"{writes}; echo; exec sleep 1000"], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
 
 
 def test_the_hosts_hierarchies_are_found() -> None:
@@ -97,13 +102,12 @@ def test_processes_below_belong_to_the_group(group: Cgroup) -> None:
 def test_freezing(group: Cgroup) -> None:
     if group.version == 1 and not group.controller("freezer"):  # type: ignore[attr-defined]
         pytest.skip("this host has no freezer")
-    with join(group) as process:
+    with join(group):
         assert not group.frozen()
         group.freeze(True)
         assert group.frozen()
         group.freeze(False)
         assert not group.frozen()
-        process.kill()
 
 
 def test_what_is_kept_finds_it_again(group: Cgroup) -> None:
