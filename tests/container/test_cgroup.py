@@ -208,6 +208,19 @@ def test_a_controller_that_is_missing_is_named() -> None:
     group = CgroupV1({"memory": "/nowhere"})
     with pytest.raises(ContainerError, match=r"^linux.resources.pids.limit: this host has no pids controller"):
         group.apply({"pids": {"limit": 1}})
+    with pytest.raises(ContainerError, match=r"^linux.resources.rdma.mlx5_1: this host has no rdma controller"):
+        group.apply({"rdma": {"mlx5_1": {"hcaHandles": 1}}})
+
+
+@pytest.mark.parametrize("group", [CgroupV1({"blkio": "/nowhere"}), CgroupV2({"": "/nowhere"})])
+def test_what_linux_has_no_more_is_named(group: Cgroup) -> None:
+    with pytest.raises(ContainerError, match=r"^linux.resources.blockIO.leafWeight: Linux has had no such weight"):
+        group.apply({"blockIO": {"weightDevice": [{"major": 8, "minor": 0, "leafWeight": 10}]}})
+
+
+def test_what_version_2_has_not_is_named() -> None:
+    with pytest.raises(ContainerError, match=r"^linux.resources.network: version 2"):
+        CgroupV2({"": "/nowhere"}).apply({"network": {"classID": 1}})
 
 
 # Version 2: what its files would be, by the conversions that runc documents
@@ -237,6 +250,9 @@ def test_shares_become_a_weight(shares: int, weight: int) -> None:
         ({"blockIO": {"weight": 100, "throttleWriteIOPSDevice": [{"major": 8, "minor": 0, "rate": 9}]}},
          {"io.bfq.weight": 100, "io.max": "8:0 wiops=9"}),
         ({"hugepageLimits": [{"pageSize": "2MB", "limit": 4}]}, {"hugetlb.2MB.max": 4}),
+        ({"blockIO": {"weightDevice": [{"major": 8, "minor": 16, "weight": 300}]}}, {"io.bfq.weight": "8:16 300"}),
+        ({"rdma": {"mlx": {"hcaHandles": 3, "hcaObjects": 9}}}, {"rdma.max": "mlx hca_handle=3 hca_object=9"}),
+        ({"rdma": {"mlx5_1": {"hcaObjects": 100}}}, {"rdma.max": "mlx5_1 hca_object=100"}),
     ],
 )  # fmt: skip
 def test_limits_become_files_of_version_2(resources: dict[str, Any], expected: dict[str, object]) -> None:

@@ -176,8 +176,10 @@ def test_a_program_that_does_not_stop_is_killed(podman: Podman, rootfs: Path) ->
 
 
 def test_kill_with_a_signal(podman: Podman, rootfs: Path) -> None:
-    name = podman.ok(*arguments(rootfs, "sh", "-c", "trap 'exit 9' USR1; while :; do sleep 0.1; done", options=("-d",)))
-    podman.ok("exec", name, "true")
+    script = "trap 'exit 9' USR1; echo ready; while :; do sleep 0.1; done"
+    name = podman.ok(*arguments(rootfs, "sh", "-c", script, options=("-d",)))
+    while "ready" not in podman.ok("logs", name):
+        os.sched_yield()
     podman.ok("kill", "--signal", "USR1", name)
     assert podman.ok("wait", name) == "9"
 

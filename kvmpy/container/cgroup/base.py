@@ -198,6 +198,19 @@ def set_value(directory: str, name: str, value: object, where: str) -> None:
         raise ContainerError(f"{where}: {value} cannot be written to {directory}/{name}: {why}") from None
 
 
+def rdma_line(device: str, limits: Json) -> str:
+    """Return a line of rdma.max, which is the same in both versions (cgroup-v2.rst, RDMA)."""
+    words = [("hca_handle", limits.get("hcaHandles")), ("hca_object", limits.get("hcaObjects"))]
+    return " ".join([device, *(f"{word}={number}" for word, number in words if number is not None)])
+
+
+def demand_no_leaf_weight(resources: Json, where: str) -> None:
+    """Raise a ContainerError for what only the CFQ scheduler had, which went with Linux 5.0."""
+    block = resources.get("blockIO", {})
+    if any("leafWeight" in entry for entry in (block, *block.get("weightDevice", ()))):
+        raise ContainerError(f"{where}.blockIO.leafWeight: Linux has had no such weight since 5.0; leave it out")
+
+
 def get_number(directory: str, name: str) -> int:
     """Return a number from a file; 0 where it is missing, the highest one for "max"."""
     try:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import posix
 
-from kvmpy.container.cgroup.base import ALWAYS_ALLOWED, Cgroup, OutOfMemory, get_number, get_table, set_value
+from kvmpy.container.cgroup.base import (
+    ALWAYS_ALLOWED,
+    Cgroup,
+    OutOfMemory,
+    demand_no_leaf_weight,
+    get_number,
+    get_table,
+    rdma_line,
+    set_value,
+)
 from kvmpy.container.host import exists, read_file, reason, write_file
 from kvmpy.errors import ContainerError
 
@@ -76,6 +85,12 @@ class CgroupV1(Cgroup):
         for field, file in THROTTLES.items():
             for rate in resources.get("blockIO", {}).get(field, ()):
                 self._set("blkio", file, f"{rate['major']}:{rate['minor']} {rate['rate']}", f"{where}.blockIO.{field}")
+        demand_no_leaf_weight(resources, where)
+        for entry in resources.get("blockIO", {}).get("weightDevice", ()):
+            line = f"{entry['major']}:{entry['minor']} {entry.get('weight', 0)}"
+            self._set("blkio", "blkio.bfq.weight_device", line, f"{where}.blockIO.weightDevice")
+        for device, limits in resources.get("rdma", {}).items():
+            self._set("rdma", "rdma.max", rdma_line(device, limits), f"{where}.rdma.{device}")
         for entry in resources.get("network", {}).get("priorities", ()):
             self._set("net_prio", "net_prio.ifpriomap", f"{entry['name']} {entry['priority']}", f"{where}.network")
 

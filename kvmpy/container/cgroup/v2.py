@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import posix
 
-from kvmpy.container.cgroup.base import ALWAYS_ALLOWED, Cgroup, OutOfMemory, get_number, get_table, set_value
+from kvmpy.container.cgroup.base import (
+    ALWAYS_ALLOWED,
+    Cgroup,
+    OutOfMemory,
+    demand_no_leaf_weight,
+    get_number,
+    get_table,
+    rdma_line,
+    set_value,
+)
 from kvmpy.container.host import read_file, reason, write_file
 from kvmpy.errors import ContainerError
 
@@ -53,6 +62,9 @@ class CgroupV2(Cgroup):
 
     def apply(self, resources: Json, where: str = "linux.resources") -> None:
         """Set limits (config-linux, Control groups), those of version 1 converted as the specification of runc does."""
+        demand_no_leaf_weight(resources, where)
+        if resources.get("network"):
+            raise ContainerError(f"{where}.network: version 2 of control groups has no network classes or priorities")
         if rules := resources.get("devices"):
             from kvmpy.container.cgroup.device_filter import attach
 
@@ -191,6 +203,14 @@ def files_of(resources: Json) -> list[tuple[str, object, str]]:
             ("io.max", f"{rate['major']}:{rate['minor']} {key}={rate['rate']}", f"blockIO.{field}")
             for rate in block.get(field, ())
         ]
+    files += [
+        ("io.bfq.weight", f"{entry['major']}:{entry['minor']} {entry.get('weight', 0)}", "blockIO.weightDevice")
+        for entry in block.get("weightDevice", ())
+    ]
+    files += [
+        ("rdma.max", rdma_line(device, limits), f"rdma.{device}")
+        for device, limits in resources.get("rdma", {}).items()
+    ]
     files += [
         (f"hugetlb.{limit['pageSize']}.max", limit["limit"], "hugepageLimits")
         for limit in resources.get("hugepageLimits", ())
