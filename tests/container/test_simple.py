@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -236,8 +237,9 @@ def test_signals_are_passed_on(rootfs: Path) -> None:
 def program_of(console: Console) -> str:
     """Return the name of the container's first process, or nothing while there is none."""
     pid = console.process.pid
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        return Path(f"/proc/{child}/comm").read_text().strip()
+    with contextlib.suppress(OSError):  # the first child is the stage, which forks and ends
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            return Path(f"/proc/{child}/comm").read_text().strip()
     return ""
 
 
