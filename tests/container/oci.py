@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pexpect
 from console import DEADLINE
 
 MAIN = Path(__file__).parents[2] / "kvmpy/container/main.py"
@@ -36,6 +39,25 @@ MOUNTS = [
     },
     {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
 ]
+
+
+@contextlib.contextmanager
+def on_terminal(command: list[str], **options: Any) -> Iterator[pexpect.spawn[bytes]]:
+    """A shell on a terminal of the test's, at its prompt; it is gone with the block."""
+    shell = pexpect.spawn(command[0], command[1:], timeout=DEADLINE, **options)
+    try:
+        shell.expect("# ")
+        yield shell
+    finally:
+        shell.close(force=True)
+
+
+def leave(shell: pexpect.spawn[bytes], code: int) -> None:
+    """End a shell with a code, which must be the code of what it runs in."""
+    shell.sendline(f"exit {code}")
+    shell.expect(pexpect.EOF)
+    shell.wait()
+    assert shell.exitstatus == code
 
 
 class Bundle:

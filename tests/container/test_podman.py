@@ -17,9 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pexpect
 import pytest
-from container.oci import LAUNCHER
+from container.oci import LAUNCHER, leave, on_terminal
 
 from kvmpy.container.cgroup import find_hierarchies
 
@@ -245,33 +244,19 @@ def test_capabilities_user_and_security_options(podman: Podman, rootfs: Path, tm
 
 def test_a_terminal(podman: Podman, rootfs: Path) -> None:
     command = [*podman.command, *arguments(rootfs, "sh", options=("--rm", "-it"))]
-    shell = pexpect.spawn(command[0], command[1:], timeout=DEADLINE, dimensions=(30, 90))
-    try:
-        shell.expect("# ")
+    with on_terminal(command, dimensions=(30, 90)) as shell:
         shell.sendline("tty; stty size")
         shell.expect("/dev/pts/0\r\n30 90\r\n")
-        shell.sendline("exit 6")
-        shell.expect(pexpect.EOF)
-        shell.wait()
-        assert shell.exitstatus == 6
-    finally:
-        shell.close(force=True)
+        leave(shell, 6)
 
 
 def test_exec_with_a_terminal(podman: Podman, rootfs: Path) -> None:
     name = podman.ok(*arguments(rootfs, "sleep", "1000", options=("-d",)))
     command = [*podman.command, "exec", "-it", name, "sh"]
-    shell = pexpect.spawn(command[0], command[1:], timeout=DEADLINE)
-    try:
-        shell.expect("# ")
+    with on_terminal(command) as shell:
         shell.sendline("tty")
         shell.expect("/dev/pts/0\r\n")
-        shell.sendline("exit 4")
-        shell.expect(pexpect.EOF)
-        shell.wait()
-        assert shell.exitstatus == 4
-    finally:
-        shell.close(force=True)
+        leave(shell, 4)
 
 
 def test_a_pod_of_shared_namespaces(podman: Podman, rootfs: Path) -> None:

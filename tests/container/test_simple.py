@@ -13,10 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pexpect
 import pytest
 from console import DEADLINE, KVMPY, Console, kvmpy, one_line
 from container.conftest import NOBODY
+from container.oci import leave, on_terminal
 
 from kvmpy.container.simple import Wish, configuration, find_user
 from kvmpy.errors import ContainerError
@@ -189,41 +189,25 @@ def test_an_overlay_keeps_what_is_written(rootfs: Path, tmp_path: Path) -> None:
 
 
 def test_a_terminal(rootfs: Path) -> None:
-    shell = pexpect.spawn(
-        KVMPY[0], [*KVMPY[1:], "container", "run", "-it", str(rootfs)], timeout=DEADLINE, dimensions=(33, 99)
-    )
-    try:
-        shell.expect("# ")
+    command = [*KVMPY, "container", "run", "-it", str(rootfs)]
+    with on_terminal(command, dimensions=(33, 99)) as shell:
         shell.sendline("tty; stty size; ls -l /dev/console | cut -c1; echo $TERM > /dev/tty")
         shell.expect("/dev/pts/0\r\n33 99\r\nc\r\n")
         shell.expect("# ")
         shell.setwinsize(12, 34)
         shell.sendline("sleep 0; stty size")
         shell.expect("12 34\r\n")
-        shell.sendline("exit 6")
-        shell.expect(pexpect.EOF)
-        shell.wait()
-        assert shell.exitstatus == 6
-    finally:
-        shell.close(force=True)
+        leave(shell, 6)
 
 
 def test_ctrl_c_reaches_the_program_in_the_terminal(rootfs: Path) -> None:
-    command = [*KVMPY[1:], "container", "run", "-it", str(rootfs)]
-    shell = pexpect.spawn(KVMPY[0], command, timeout=DEADLINE)
-    try:
-        shell.expect("# ")
+    with on_terminal([*KVMPY, "container", "run", "-it", str(rootfs)]) as shell:
         # A program that prints is in the foreground for sure; the shell alone may still be about to start it.
         shell.sendline("sh -c \"echo s''leeping; exec sleep 1000\"")
         shell.expect("sleeping")
         shell.sendcontrol("c")
         shell.expect("# ")
-        shell.sendline("exit 3")
-        shell.expect(pexpect.EOF)
-        shell.wait()
-        assert shell.exitstatus == 3
-    finally:
-        shell.close(force=True)
+        leave(shell, 3)
 
 
 def test_signals_are_passed_on(rootfs: Path) -> None:
