@@ -12,12 +12,9 @@ from kvmpy.errors import ContainerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from kvmpy.container.host import Json
-
-    Check = Callable[[Any], str]  # returns what is wrong, or nothing
 
 SPEC_VERSION = "1.2.1"
 

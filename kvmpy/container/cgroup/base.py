@@ -169,10 +169,6 @@ class Cgroup:
                 pass
         return found
 
-    def exists(self) -> bool:
-        """Whether there are any processes in it."""
-        return bool(self.pids())
-
 
 def _remove_directory(path: str) -> None:
     for patience in range(PATIENCE + 1):

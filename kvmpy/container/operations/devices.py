@@ -12,8 +12,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpy.container.tape import Tape
 
-DIRECTORY_FLAGS = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
-
 
 class Device:
     """A device node: where, what kind (S_IFCHR, S_IFBLK, S_IFIFO), its number, its rights and owner."""

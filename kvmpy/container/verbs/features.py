@@ -34,7 +34,7 @@ def main(call: Call) -> int:
                 "linux": {
                     "namespaces": sorted(NAMESPACES),
                     "capabilities": list(NUMBERS),
-                    "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
+                    "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True},
                     "seccomp": {
                         "enabled": True,
                         "actions": list(ACTIONS),
