@@ -10,15 +10,14 @@ A warm process makes a container in a fifth of the time that a runtime called fo
 from __future__ import annotations
 
 import os
-import select
 import tempfile
 import uuid
 
 from kvmpy.container.host import start_time
-from kvmpy.container.process import SIGKILL, signal_number
+from kvmpy.container.process import SIGKILL, exit_code, signal_number, wait_for_end
 from kvmpy.container.simple import Wish, configuration
 from kvmpy.container.state import STOPPED, Store
-from kvmpy.container.verbs import create, delete, kill, pause, resume, start, update
+from kvmpy.container.verbs import create, delete, events, kill, pause, resume, start, update
 from kvmpy.container.verbs.create import Creation, Extras
 from kvmpy.container.verbs.exec import execute
 from kvmpy.errors import ContainerError, DeadlineError
@@ -151,23 +150,7 @@ class Container:
 
     def events(self, interval: float = 5.0) -> Iterator[tuple[str, Json]]:
         """Give ("stats", what it uses) every `interval` seconds, ("oom", {}) when the kernel killed; until it ends."""
-        cgroup = pause.cgroup_of(self._state)
-        process = self._state.open_process()
-        try:
-            with cgroup.watch_out_of_memory() as watch:
-                poller = select.poll()
-                poller.register(process, select.POLLIN)
-                poller.register(watch.fd, select.POLLIN)
-                while True:
-                    ready = {fd for fd, _ in poller.poll(interval * 1000)}
-                    if watch.fd in ready and watch.happened():
-                        yield "oom", {}
-                    if process in ready:
-                        return
-                    if not ready:
-                        yield "stats", cgroup.statistics()
-        finally:
-            os.close(process)
+        return events.watch(self._state, interval)
 
     def exec(
         self,
@@ -238,9 +221,7 @@ def wait_for_child(pid: int, timeout: float | None, what: str, end_it: bool = Fa
     """
     pidfd = os.pidfd_open(pid)
     try:
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        if not poller.poll(None if timeout is None else timeout * 1000):
+        if not wait_for_end(pidfd, None if timeout is None else timeout * 1000):
             if end_it:
                 os.kill(pid, SIGKILL)
                 os.waitpid(pid, 0)
@@ -250,5 +231,4 @@ def wait_for_child(pid: int, timeout: float | None, what: str, end_it: bool = Fa
         raise ContainerError(f"{what} is not this process's child; see its state instead") from None
     finally:
         os.close(pidfd)
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
+    return exit_code(status)

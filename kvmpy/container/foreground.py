@@ -7,7 +7,7 @@ import posix
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socketpair
 from select import POLLIN, poll
 
-from kvmpy.container.process import SIGKILL, send_signal
+from kvmpy.container.process import SIGKILL, exit_code, send_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -145,10 +145,8 @@ def wait(
             status = posix.waitpid(pid, 0)[1]
     finally:
         posix.close(pidfd)
-    code = posix.waitstatus_to_exitcode(status)
-    if code == -SIGKILL and signals.number:
-        return 128 + signals.number
-    return code if code >= 0 else 128 - code
+    code = exit_code(status)
+    return 128 + signals.number if signals.number and code == 128 + SIGKILL else code
 
 
 def _relay(pidfd: int, master: int) -> None:

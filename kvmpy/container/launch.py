@@ -8,7 +8,7 @@ from _struct import unpack
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 
 from kvmpy.container.host import read_file
-from kvmpy.container.process import SIGKILL, SIGPIPE, SIGXFSZ
+from kvmpy.container.process import SIGKILL, SIGPIPE, SIGXFSZ, wait_for_end
 from kvmpy.container.tape import ASK, FORKED, READY, Descriptors, Tape, join
 from kvmpy.errors import ContainerError
 
@@ -137,11 +137,7 @@ class Launch:
 
     def wait(self, milliseconds: int | None = None) -> int | None:
         """Wait for the end of the program and return its status; kill it when its time is over, and return None."""
-        from select import POLLIN, poll
-
-        poller = poll()
-        poller.register(self.pidfd, POLLIN)
-        if not poller.poll(milliseconds):
+        if not wait_for_end(self.pidfd, milliseconds):
             self.kill()
             return None
         pid, self.pid = self.pid, 0

@@ -21,13 +21,19 @@ def send_signal(pidfd: int, number: int) -> None:
         pass
 
 
-def wait_for_end(pidfd: int, milliseconds: int | None) -> bool:
+def wait_for_end(pidfd: int, milliseconds: float | None) -> bool:
     """Wait until a process has ended; say whether it has within that time."""
     from select import poll
 
     poller = poll()
     poller.register(pidfd, POLLIN)
     return bool(poller.poll(milliseconds))
+
+
+def exit_code(status: int) -> int:
+    """Return the exit code for a wait status: the program's own, or 128 + the signal it died of, as shells have it."""
+    code = posix.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
 
 
 def bury(pid: int, started: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posix
 from select import POLLIN, poll
 
 from kvmpy.container.host import to_json
@@ -10,7 +11,11 @@ from kvmpy.errors import ContainerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from kvmpy.container.command_line import Call
+    from kvmpy.container.host import Json
+    from kvmpy.container.state import State
 
 OPTIONS = {"--stats": "", "--interval": "SECONDS"}
 WORDS = ("ID",)
@@ -34,28 +39,35 @@ def seconds(text: str) -> float:
     return value
 
 
+def watch(state: State, interval: float) -> Iterator[tuple[str, Json]]:
+    """Give ("stats", what it uses) every `interval` seconds, ("oom", {}) when the kernel killed; until it ends."""
+    cgroup = cgroup_of(state)
+    process = state.open_process()
+    poller = poll()
+    poller.register(process, POLLIN)
+    try:
+        with cgroup.watch_out_of_memory() as killing:
+            poller.register(killing.fd, POLLIN)
+            while True:
+                ready = {fd for fd, _ in poller.poll(interval * 1000)}
+                if killing.fd in ready and killing.happened():
+                    yield "oom", {}
+                if process in ready:
+                    return
+                if not ready:
+                    yield "stats", cgroup.statistics()
+    finally:
+        posix.close(process)
+
+
 def main(call: Call) -> int:
     """Run the verb; without --stats until the container ends."""
     state = call.find()
-    cgroup = cgroup_of(state)
-    process = state.open_process()
-
-    def tell(kind: str, **data: object) -> None:
-        call.print(to_json({"type": kind, "id": state.name, **data}))
-
     if call.has("--stats"):
-        tell("stats", data=cgroup.statistics())
-        return 0
-    interval = seconds(call.value("--interval") or "5s")
-    poller = poll()
-    poller.register(process, POLLIN)
-    with cgroup.watch_out_of_memory() as watch:
-        poller.register(watch.fd, POLLIN)
-        while True:
-            ready = {fd for fd, _ in poller.poll(interval * 1000)}
-            if watch.fd in ready and watch.happened():
-                tell("oom")
-            if process in ready:
-                return 0
-            if not ready:
-                tell("stats", data=cgroup.statistics())
+        posix.close(state.open_process())  # what has ended uses nothing
+        found: Iterable[tuple[str, Json]] = [("stats", cgroup_of(state).statistics())]
+    else:
+        found = watch(state, seconds(call.value("--interval") or "5s"))
+    for kind, data in found:
+        call.print(to_json({"type": kind, "id": state.name, **({"data": data} if data else {})}))
+    return 0
