@@ -33,6 +33,8 @@ NEEDED = "import sys, ctypes, fcntl, json, resource, select, subprocess, termios
 # Run by the launcher's own Python, whose version the code is for. Docstrings (optimize=2) and columns for tracebacks
 # (no_debug_ranges) would be half of it.
 ARCHIVE = """
+from __future__ import annotations
+
 import marshal, os, sys
 from importlib.util import MAGIC_NUMBER
 
@@ -47,7 +49,8 @@ for part in ("", "/container", "/container/cgroup", "/container/operations", "/c
         file = f"kvmpy{part}/{name}"
         status = os.stat(f"{root}/{file}")
         with open(f"{root}/{file}", encoding="utf-8") as source:
-            compiled = compile(source.read(), f"{root}/{file}", "exec", optimize=2, dont_inherit=True)
+            text = source.read().replace("from __future__ import annotations", "", 1)  # 0.15 ms to import
+        compiled = compile(text, f"{root}/{file}", "exec", annotations.compiler_flag, dont_inherit=True, optimize=2)
         data = marshal.dumps(compiled)
         stamp = (status.st_mtime_ns, status.st_size) if editable == "1" else None
         if name == "archive.py":
