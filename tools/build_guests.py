@@ -1,4 +1,4 @@
-"""Assemble the bundled guests: guest/NAME.asm becomes NAME.bin with its sidecar NAME.json.
+"""Assemble the bundled guests: guest/NAME.asm becomes NAME.bin with its sidecar NAME.json, guest/lessons/ likewise.
 
     python tools/build_guests.py [OUT]     default: kvmpy/guests
 
@@ -34,8 +34,11 @@ class Part(NamedTuple):
 
 def build_all(sources: Path, out: Path) -> list[str]:
     """Assemble every guest in `sources` into `out`; return their names. AssemblyError names file, line and text."""
-    out.mkdir(parents=True, exist_ok=True)
-    return [build(source, out) for source in sorted(sources.glob("*.asm"))]
+    names = []
+    for folder in ("", "lessons"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+        names += [build(source, out / folder) for source in sorted((sources / folder).glob("*.asm"))]
+    return names
 
 
 def build(source: Path, out: Path) -> str:

@@ -22,7 +22,7 @@ from kvmpy.memory import GuestMemory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from kvmpy.accel.base import Accelerator
+    from kvmpy.accel.base import Accelerator, Vcpu
     from kvmpy.accel.exits import Exit
     from kvmpy.cpu.state import CpuState
 
@@ -108,16 +108,7 @@ class Testbed(Closing):
 
     def go(self, seconds: float = KICK_LIMIT_SECONDS) -> Exit:
         """Run to the next exit; a guest that does not exit is kicked after some seconds and gives Interrupted."""
-        import threading
-
-        watchdog = threading.Timer(seconds, self.vcpu.kick)
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            return self.vcpu.run()
-        finally:
-            watchdog.cancel()
-            watchdog.join()
+        return run_for(self.vcpu, seconds)
 
     def vector(self, exit: Exit) -> int | None:
         """Return the vector whose handler ran, None when the exit is something else."""
@@ -134,6 +125,20 @@ class Testbed(Closing):
         """Release the VM and its memory."""
         self.vm.close()
         self.memory.close()
+
+
+def run_for(vcpu: Vcpu, seconds: float) -> Exit:
+    """Run a vCPU to its next exit; when there is none in time it is kicked, and gives Interrupted."""
+    import threading
+
+    watchdog = threading.Timer(seconds, vcpu.kick)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        return vcpu.run()
+    finally:
+        watchdog.cancel()
+        watchdog.join()
 
 
 def _enter_ring3(state: CpuState, bits: int) -> None:

@@ -20,17 +20,18 @@ GUESTS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "guests")
 
 
 def bundled_guests() -> dict[str, str]:
-    """Return the guests that come with kvmpy: file name and path."""
-    if not os.path.isdir(GUESTS):
-        return {}
-    return {name: os.path.join(GUESTS, name) for name in sorted(os.listdir(GUESTS)) if name.endswith(".bin")}
+    """Return the guests that come with kvmpy, the lessons of the demos behind the others: name and path."""
+    found: dict[str, str] = {}
+    for folder in ("", "lessons/"):
+        path = os.path.join(GUESTS, folder)
+        names = sorted(os.listdir(path)) if os.path.isdir(path) else []
+        found |= {f"{folder}{name}": path + name for name in names if name.endswith(".bin")}
+    return found
 
 
 def find_image(name: str) -> str:
-    """Return the path of an image. A bare name that is no file here is looked up among the bundled guests."""
-    if os.path.exists(name) or os.sep in name:
-        return name
-    return bundled_guests().get(name, name)
+    """Return the path of an image. A name that is no file here is looked up among the bundled guests."""
+    return name if os.path.exists(name) else bundled_guests().get(name, name)
 
 
 def plan_image(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "boot": "boot a guest, with its serial port on this terminal",
     "container": "run a program in namespaces and control groups",
+    "demo": "show how virtualization works, step by step",
     "info": "show what this host's KVM can do, and what each thing means",
     "asm": "assemble a source file into a flat image",
     "disasm": "disassemble a flat image",
@@ -37,6 +38,7 @@ examples:
   kvmpy boot guest.bin                 the bundled kernel, with its monitor
   echo help | kvmpy boot guest.bin     its monitor, fed from a pipe
   kvmpy info                           what this machine can do
+  kvmpy demo trap                      what virtualization is, in one instruction
   kvmpy container run rootfs -- sh     the other model: a container of a directory
 
 'kvmpy COMMAND --help' explains a command, its exit codes and examples.

@@ -24,9 +24,10 @@ class ExitCode:
     """Exit codes, after sysexits(3), timeout(1) and the shell's 128 + signal."""
 
     OK = 0
+    CLAIM_FAILED = 1
     USAGE = 2
     BAD_FILE = 66
-    NO_ACCELERATOR = 69
+    NO_ACCELERATOR = MISSING = 69
     CRASH = 70
     HOST_ERROR = 71
     OUTPUT_CLOSED = 74

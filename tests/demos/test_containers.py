@@ -1,0 +1,125 @@
+"""The demos of namespaces and containers tell the truth, as root and as an ordinary user; and leave nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stories import tell
+
+from kvmpy.demos.host import apart
+from kvmpy.errors import HostError
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+CONTAINERS = ["namespaces", "chroot", "limits", "layers"]
+NOBODY = 65534
+# An ordinary user, who may read what root has installed for itself.
+AS_NOBODY = (
+    "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
+    "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search",
+)  # fmt: skip
+
+
+def host() -> tuple[object, ...]:
+    """What a demo must leave as it was."""
+    groups = sorted(str(path) for path in Path("/sys/fs/cgroup").glob("*/kvmpy*"))
+    return Path("/proc/self/mountinfo").read_text(), groups, sorted(os.listdir("/sys/class/net")), os.uname().nodename
+
+
+@pytest.fixture(autouse=True)
+def _unchanged_host() -> Iterator[None]:
+    before = host()
+    yield
+    assert host() == before
+
+
+@needs_root
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_every_claim_holds_and_nothing_is_missing(name: str) -> None:
+    story = tell(name)
+    assert (story.fails, story.missing) == ([], [])
+    assert len(story.holds) >= 3
+    assert story.whys
+
+
+@needs_root
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv")
+@pytest.mark.parametrize(("name", "code"), [("namespaces", 0), ("chroot", 0), ("layers", 0), ("limits", 69)])
+def test_an_ordinary_user_sees_what_needs_no_root(name: str, code: int, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    for folder in tmp_path.parents[:2]:  # pytest's own are its user's alone
+        folder.chmod(0o755)
+    environment = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path), "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    command = [*AS_NOBODY, sys.executable, "-m", "kvmpy", "demo", name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert ("need root" in done.stdout) == (code == 69)
+    assert "✗" not in done.stdout
+    assert (done.stdout.count("✓") >= 3) == (code == 0)
+    assert not list(tmp_path.glob("kvmpy-demo-*"))
+
+
+def test_namespaces_shows_all_eight() -> None:
+    steps = tell("namespaces").steps
+    assert [step.partition(":")[0] for step in steps] == [
+        "UTS", "PID", "Mount", "Network", "IPC", "User", "Cgroup", "Time",
+    ]  # fmt: skip
+
+
+@needs_root
+def test_limits_shows_the_kernels_own_numbers() -> None:
+    """32 MiB and SIGKILL; 6 processes less the first and the one that forks; 20 percent of a second."""
+    saw = " ".join(tell("limits").saw)
+    assert "ended with code 137" in saw
+    assert "it got 4, then fork(2) failed: Resource temporarily unavailable" in saw
+    used = re.search(r"it had ([\d.]+) s of processor time", saw)
+    assert used
+    assert 0.05 < float(used[1]) < 0.4
+
+
+@needs_root
+def test_layers_holds_what_differs_and_no_more() -> None:
+    """overlayfs.rst: a copy of what was changed, what is new, and a whiteout for what was removed."""
+    assert "its layer holds ['etc/doomed', 'etc/greeting', 'etc/new']" in tell("layers").saw
+
+
+def test_a_failure_apart_is_told_with_its_reason() -> None:
+    def fail() -> None:
+        raise OSError("no such luck")
+
+    with pytest.raises(HostError, match="a new uts namespace: no such luck"):
+        apart(fail, "uts")
+
+
+def test_a_child_that_is_killed_is_told() -> None:
+    with pytest.raises(HostError, match="was killed"):
+        apart(lambda: os.kill(os.getpid(), 9), "uts")
+
+
+def test_what_went_wrong_in_the_child_does_not_run_on_in_it(capfd: pytest.CaptureFixture[str]) -> None:
+    """An answer that cannot be told: the child ends, and does not come back as a second test process."""
+    with pytest.raises(HostError):
+        apart(lambda: object(), "uts")
+    assert capfd.readouterr().out == ""
+
+
+@needs_root
+def test_a_signal_leaves_no_container(tmp_path: Path) -> None:
+    """SIGTERM while a hundred containers are made."""
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "kvmpy", "demo", "layers"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("2. "):
+                break
+        process.terminate()
+        process.stdout.read()
+        assert process.wait(60) == 143
+    assert list(tmp_path.iterdir()) == []
