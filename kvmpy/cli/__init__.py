@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "boot": "boot a guest, with its serial port on this terminal",
+    "run": "run something as a virtual machine, in a container, or as a process",
     "container": "run a program in namespaces and control groups",
     "demo": "show how virtualization works, step by step",
     "info": "show what this host's KVM can do, and what each thing means",

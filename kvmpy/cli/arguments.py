@@ -95,3 +95,14 @@ def count(text: str) -> int:
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
     return value
+
+
+def processors(text: str) -> float:
+    """Read how many processors' worth of time."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.01 <= value <= 10000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processors; write 0.5 or 2")
+    return value

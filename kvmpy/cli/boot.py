@@ -11,6 +11,7 @@ import time
 from kvmpy.boot.image import plan_image
 from kvmpy.cli.arguments import add_accelerator, address, command_parser, count, open_chosen, seconds, size
 from kvmpy.cli.exit_codes import EXPLAINED, exit_code_of
+from kvmpy.cli.report import Recorder
 from kvmpy.cli.terminal import Keyboard, RawTerminal
 from kvmpy.machine.chips import NAMES
 from kvmpy.machine.machine import DEFAULT_MEMORY, Machine
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from kvmpy.boot.plan import BootPlan
 
 STDIN, STDOUT = 0, 1
-JSON_OUTPUT_LIMIT = 64 << 20
 
 EPILOG = f"""\
 The guest's serial port COM1 is standard input and output. On a terminal, Ctrl-A x quits and Ctrl-A h helps; at the end
@@ -130,7 +130,7 @@ class Run:
         stop = self._run()
         seconds_run = time.monotonic() - started
         code = self._signals.code or exit_code_of(stop)
-        report = recorder.report(stop, self._machine, seconds_run, code)
+        report = _report(recorder, stop, self._machine, seconds_run, code)
         with OutputWriter(STDOUT, hold=ignore, release=ignore, closed=lambda: None) as output:
             output.write(report.encode() + b"\n")
             output.finish(self._given_up)
@@ -169,38 +169,17 @@ def _explain(options: argparse.Namespace, stop: Stop, machine: Machine, plan: Bo
                 print(f"kvmpy: no device at {space.name} {at:#x}: {times} x {kind} of {width} bytes", file=sys.stderr)
 
 
-class Recorder:
-    """Keeps the guest's output for the JSON report."""
-
-    def __init__(self) -> None:
-        self._data = bytearray()
-        self._truncated = False
-
-    def write(self, data: bytes) -> None:
-        """Take bytes of the guest."""
-        room = JSON_OUTPUT_LIMIT - len(self._data)
-        self._data += data[:room]
-        self._truncated |= len(data) > room
-
-    def report(self, stop: Stop, machine: Machine, seconds_run: float, code: int) -> str:
-        """Return the JSON object of a finished run."""
-        import json
-
-        return json.dumps(
-            {
-                "accelerator": machine.accelerator,
-                "stop": stop.kind,
-                "detail": stop.detail,
-                "guest_code": stop.code if stop.kind == StopKind.EXIT else None,
-                "exit_code": code,
-                "vcpu": stop.vcpu,
-                "entries": [vcpu.entries for vcpu in machine.vcpus],
-                "seconds": round(seconds_run, 6),
-                "output": self._data.decode(errors="replace"),
-                "output_truncated": self._truncated,
-                "registers": [_hexadecimal(vcpu.regs) for vcpu in machine.vcpus],
-            }
-        )
+def _report(recorder: Recorder, stop: Stop, machine: Machine, seconds_run: float, code: int) -> str:
+    return recorder.report(
+        stop,
+        seconds_run,
+        code,
+        model="vm",
+        accelerator=machine.accelerator,
+        vcpu=stop.vcpu,
+        entries=[vcpu.entries for vcpu in machine.vcpus],
+        registers=[_hexadecimal(vcpu.regs) for vcpu in machine.vcpus],
+    )
 
 
 def _hexadecimal(registers: object) -> dict[str, str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 
-from kvmpy.cli.arguments import command_parser, count, size
+from kvmpy.cli.arguments import command_parser, count, processors, size
 from kvmpy.container.command_line import NAME
 from kvmpy.container.launch import NATIVE
 from kvmpy.container.simple import WITHOUT_FILTER, WITHOUT_ROOT, Wish, configuration
@@ -14,6 +13,10 @@ from kvmpy.container.state import Store
 from kvmpy.container.tape import Tape
 from kvmpy.container.verbs.create import Creation, Extras
 from kvmpy.container.verbs.run import run_in_foreground
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
 
 EPILOG = """\
 exit codes:
@@ -80,17 +83,6 @@ def add_run_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("-v", "--verbose", action="store_true", help="with --dry-run: and their system calls")
 
 
-def processors(text: str) -> float:
-    """Read how many processors' worth of time."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.01 <= value <= 10000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processors; write 0.5 or 2")
-    return value
-
-
 def run(options: argparse.Namespace) -> int:
     """Carry out the action."""
     if options.action == "path":
@@ -104,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
         warn(WITHOUT_ROOT)
     if not creation.plan.filter:
         warn(WITHOUT_FILTER)
-    return run_in_foreground(creation, warn, fatal=True)
+    return run_in_foreground(creation, warn, fatal=True).code
 
 
 def prepare(options: argparse.Namespace) -> Creation:

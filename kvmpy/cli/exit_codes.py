@@ -58,7 +58,6 @@ OF_STOP = {
     StopKind.POWER_OFF: ExitCode.OK,
     StopKind.HALT: ExitCode.OK,
     StopKind.RESET: ExitCode.OK,
-    StopKind.QUIT: ExitCode.OK,
     StopKind.TIMEOUT: ExitCode.TIMEOUT,
     StopKind.EXIT_LIMIT: ExitCode.EXIT_LIMIT,
     StopKind.HOST_ERROR: ExitCode.HOST_ERROR,
@@ -80,6 +79,8 @@ def exit_code_of(cause: Stop | KvmpyError) -> int:
         return ExitCode.CONTAINER
     if isinstance(cause, KvmpyError):
         return ExitCode.HOST_ERROR
-    if cause.kind == StopKind.EXIT:
+    if cause.kind in (StopKind.EXIT, StopKind.QUIT):
         return cause.code & 0xFF
+    if cause.kind == StopKind.KILLED:
+        return 128 + cause.code
     return OF_STOP.get(cause.kind, ExitCode.CRASH)

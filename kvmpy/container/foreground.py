@@ -6,6 +6,7 @@ import _signal
 import posix
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socketpair
 from select import POLLIN, poll
+from time import monotonic
 
 from kvmpy.container.process import SIGKILL, exit_code, send_signal
 
@@ -42,18 +43,22 @@ class Terminal:
         return self._theirs.fileno()
 
     def receive(self) -> None:
-        """Take the terminal that the container made, and make our own one raw."""
+        """Take the terminal that the container made."""
         _, ancillary, _, _ = self._ours.recvmsg(4096, 64)
         for level, kind, data in ancillary:
             if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
-                self.master = int.from_bytes(data[:4], "little")
+                self.show(int.from_bytes(data[:4], "little"))
+
+    def show(self, master: int) -> None:
+        """Show the terminal whose other end this is, and make our own one raw."""
+        self.master = master
         if posix.isatty(0):
             import termios
             import tty
 
             self._saved = termios.tcgetattr(0)
             self.resize()
-            tty.setraw(0)
+            tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead stays
 
     def resize(self) -> None:
         """Give the container's terminal the size of our own."""
@@ -128,53 +133,104 @@ def _has_handler(pid: int, number: int) -> bool:
     return True
 
 
-def wait(
-    pid: int, terminal: Terminal | None = None, fatal: bool = False, started: Callable[[], None] | None = None
-) -> int:
-    """Pass signals and the terminal on until a child has ended; return its exit code, 128 + the signal it died of.
+class Ending:
+    """How a program ended: its wait status, the signal to us that ended it (0: none did), and whether time was over."""
 
-    `started` is called when signals are passed on already: what it starts cannot miss one.
+    def __init__(self, status: int, asked: int, late: bool) -> None:
+        self.status = status
+        self.asked = asked
+        self.late = late
+
+    @property
+    def code(self) -> int:
+        """The program's exit code, or 128 + the signal that it died of: the one that we got, if that was why."""
+        code = exit_code(self.status)
+        return 128 + self.asked if self.asked and code == 128 + SIGKILL else code
+
+
+def wait(
+    pid: int,
+    terminal: Terminal | None = None,
+    *,
+    fatal: bool = False,
+    started: Callable[[], None] | None = None,
+    output: tuple[int, Callable[[bytes], None]] | None = None,
+    seconds: float | None = None,
+) -> Ending:
+    """Pass signals, the terminal and its output on until a child has ended.
+
+    `output` is where to read it, if it does not come from the terminal, and who gets it instead of standard output.
+    `started` is called when signals are passed on already: what it starts cannot miss one. After `seconds` the child is
+    killed.
     """
+    deadline = None if seconds is None else monotonic() + seconds
     pidfd = posix.pidfd_open(pid, 0)
     try:
         with Signals(pid, pidfd, fatal, terminal.resize if terminal else None) as signals:
             if started:
                 started()
-            if terminal:
-                _relay(pidfd, terminal.master)
-            status = posix.waitpid(pid, 0)[1]
+            relay = Relay(pidfd, terminal, output)
+            late = not relay.run(deadline)
+            if late:
+                send_signal(pidfd, SIGKILL)
+                relay.run(None)
+            return Ending(posix.waitpid(pid, 0)[1], signals.number, late)
     finally:
         posix.close(pidfd)
-    code = exit_code(status)
-    return 128 + signals.number if signals.number and code == 128 + SIGKILL else code
 
 
-def _relay(pidfd: int, master: int) -> None:
-    """Copy between our terminal and the container's until it has ended and all it said is copied."""
-    poller = poll()
-    poller.register(pidfd, POLLIN)
-    poller.register(master, POLLIN)
-    poller.register(0, POLLIN)
-    while True:
-        ready = {fd for fd, _ in poller.poll()}
-        if master in ready:
-            try:
-                data = posix.read(master, PIECE)
-            except OSError:  # EIO: the last who had it open is gone
-                data = b""
-            if data:
-                _write_all(1, data)
-            else:
-                poller.unregister(master)
-        elif pidfd in ready:
-            return
-        if 0 in ready:
-            data = posix.read(0, PIECE)
-            if data:
-                _write_all(master, data)
-            else:
-                poller.unregister(0)
-                _write_all(master, b"\x04")  # Ctrl-D: how a terminal says that there is no more
+class Relay:
+    """Hands on what comes from a program, and what is typed for it, until it has ended and all it said is handed on."""
+
+    def __init__(
+        self, pidfd: int, terminal: Terminal | None, output: tuple[int, Callable[[bytes], None]] | None
+    ) -> None:
+        self._poller = poll()
+        self._pidfd = pidfd
+        self._master = terminal.master if terminal else -1
+        self._sinks: dict[int, Callable[[bytes], None]] = {}
+        if terminal:
+            self._sinks[self._master] = output[1] if output else _show
+            self._poller.register(0, POLLIN)
+        elif output:
+            self._sinks[output[0]] = output[1]
+        for fd in (pidfd, *self._sinks):
+            self._poller.register(fd, POLLIN)
+
+    def run(self, deadline: float | None) -> bool:
+        """Work until the program has ended; return False when the deadline came first."""
+        while True:
+            left = None if deadline is None else max(0.0, deadline - monotonic()) * 1000
+            ready = {fd for fd, _ in self._poller.poll(left)}
+            if not ready:
+                return False
+            said = ready & self._sinks.keys()
+            for fd in said:
+                self._hand_on(fd)
+            if self._pidfd in ready and not said:
+                return True
+            if 0 in ready:
+                self._type()
+
+    def _hand_on(self, fd: int) -> None:
+        try:
+            data = posix.read(fd, PIECE)
+        except OSError:  # EIO: the last who had the terminal open is gone
+            data = b""
+        if data:
+            self._sinks[fd](data)
+        else:
+            self._poller.unregister(fd)
+
+    def _type(self) -> None:
+        data = posix.read(0, PIECE)
+        if not data:
+            self._poller.unregister(0)
+        _write_all(self._master, data or b"\x04")  # Ctrl-D: how a terminal says that there is no more
+
+
+def _show(data: bytes) -> None:
+    _write_all(1, data)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -122,17 +122,23 @@ def _id_maps(privileged: bool) -> dict[str, list[dict[str, int]]]:
 
 
 def _resources(wish: Wish, privileged: bool) -> Json:
-    resources: dict[str, Any] = {}
-    if wish.memory:
-        resources["memory"] = {"limit": wish.memory}
-    if wish.cpus:
-        resources["cpu"] = {"quota": max(int(wish.cpus * CPU_PERIOD), 1000), "period": CPU_PERIOD}
-    if wish.pids:
-        resources["pids"] = {"limit": wish.pids}
+    resources = limits(wish.memory, wish.cpus, wish.pids)
     if resources and not privileged:
         raise ContainerError("--memory, --cpus and --pids need root: control groups belong to it")
     if privileged:
         resources["devices"] = [{"allow": False, "access": "rwm"}]
+    return resources
+
+
+def limits(memory: int, cpus: float, pids: int) -> Json:
+    """Return limits as config-linux, Control groups, has them: bytes, processors' worth of time, processes; 0: none."""
+    resources: dict[str, Any] = {}
+    if memory:
+        resources["memory"] = {"limit": memory}
+    if cpus:
+        resources["cpu"] = {"quota": max(int(cpus * CPU_PERIOD), 1000), "period": CPU_PERIOD}
+    if pids:
+        resources["pids"] = {"limit": pids}
     return resources
 
 

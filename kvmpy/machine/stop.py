@@ -26,6 +26,7 @@ class StopKind:
     QUIT = "quit"
     OUTPUT_CLOSED = "output-closed"
     HOST_ERROR = "host-error"
+    KILLED = "killed"  # of a process or container only: a signal
 
 
 CLEAN = frozenset({StopKind.EXIT, StopKind.POWER_OFF, StopKind.HALT, StopKind.RESET})
@@ -34,7 +35,9 @@ CRASHES = frozenset({StopKind.TRIPLE_FAULT, StopKind.FAIL_ENTRY, StopKind.INTERN
 
 @record
 class Stop:
-    """Why the machine stopped: a StopKind, a line of detail, the guest's own exit code for EXIT, the vCPU concerned.
+    """Why the machine stopped: a StopKind, a line of detail, the vCPU concerned.
+
+    `code` is the guest's own for EXIT, the exit code that is wanted for QUIT, the signal for KILLED.
 
     `exit` is the exit that stopped it, if one did. When the machine runs again, what was filled into it is the answer.
     """

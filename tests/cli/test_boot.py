@@ -82,7 +82,7 @@ def test_json(image) -> None:  # type: ignore[no-untyped-def]
         "boot", image("mov al, 'k'\nout 0xe9, al\nmov ebx, 0x1234\nmov al, 9\nout 0xf4, al"), *IRQCHIP, "--json"
     )
     report = json.loads(done.stdout)
-    assert done.returncode == report["exit_code"] == report["guest_code"] == 9
+    assert done.returncode == report["exit_code"] == report["code"] == 9
     assert (report["stop"], report["output"], report["accelerator"]) == ("exit", "k", "kvm" if HAS_KVM else "soft")
     assert report["registers"][0]["rbx"] == "0x1234"
     assert report["entries"][0] >= 1

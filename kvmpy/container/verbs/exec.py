@@ -162,7 +162,7 @@ def main(call: Call) -> int:
         pid = execute(state, process, extras, call.store.root, call.has("--ignore-paused"))
         if terminal:
             terminal.receive()
-        return 0 if call.has("--detach") else wait(pid, terminal)
+        return 0 if call.has("--detach") else wait(pid, terminal).code
     finally:
         if terminal:
             terminal.__exit__()

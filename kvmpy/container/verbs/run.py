@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posix
 
-from kvmpy.container.foreground import Terminal, wait
+from kvmpy.container.foreground import Ending, Terminal, wait
 from kvmpy.container.verbs import create as creating
 from kvmpy.container.verbs.delete import delete
 from kvmpy.container.verbs.start import start
@@ -23,11 +23,17 @@ SUMMARY = "create and start a container, and wait for its end"
 
 
 def run_in_foreground(
-    creation: Creation, warn: Callable[[str], None], *, keep: bool = False, fatal: bool = False
-) -> int:
-    """Run a container to its end; return its exit code, 128 + the signal it died of. Nothing is left, unless `keep`.
+    creation: Creation,
+    warn: Callable[[str], None],
+    *,
+    keep: bool = False,
+    fatal: bool = False,
+    output: tuple[int, Callable[[bytes], None]] | None = None,
+    seconds: float | None = None,
+) -> Ending:
+    """Run a container to its end, and tell how it ended. Nothing is left, unless `keep`.
 
-    `fatal` is as in foreground.Signals.
+    `fatal` is as in foreground.Signals, `output` and `seconds` as in foreground.wait.
     """
     terminal = Terminal() if creation.plan.terminal and creation.extras.console < 0 else None
     if terminal:
@@ -38,7 +44,7 @@ def run_in_foreground(
             if terminal:
                 terminal.receive()
             pid = state.process()[0]
-            return wait(pid, terminal, fatal, lambda: start(state, warn))
+            return wait(pid, terminal, fatal=fatal, started=lambda: start(state, warn), output=output, seconds=seconds)
         finally:
             if not keep:
                 delete(state, True, warn)
@@ -53,6 +59,6 @@ def main(call: Call) -> int:
     bundle = call.value("--bundle") or posix.getcwd()
     creation = creating.prepare(call.store, name, bundle, creating.extras_of(call))
     if not call.has("--detach"):
-        return run_in_foreground(creation, call.warn, keep=call.has("--keep"))
+        return run_in_foreground(creation, call.warn, keep=call.has("--keep")).code
     start(creation.run(), call.warn)
     return 0
