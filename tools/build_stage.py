@@ -44,7 +44,7 @@ modules, code = {}, b""
 for part in ("", "/container", "/container/cgroup", "/container/operations", "/container/verbs"):
     names = os.listdir(f"{root}/kvmpy{part}") if part else ["__init__.py", "errors.py"]
     for name in sorted(names):
-        if not name.endswith(".py") or name in ("main.py", "api.py", "simple.py", "default_filter.py"):
+        if not name.endswith(".py") or name in ("main.py", "api.py", "simple.py", "default_filter.py", "small_root.py"):
             continue
         file = f"kvmpy{part}/{name}"
         status = os.stat(f"{root}/{file}")

@@ -20,6 +20,7 @@ COMMANDS = {
     "boot": "boot a guest, with its serial port on this terminal",
     "run": "run something as a virtual machine, in a container, or as a process",
     "container": "run a program in namespaces and control groups",
+    "compare": "ask a process, a container and a virtual machine the same questions",
     "demo": "show how virtualization works, step by step",
     "info": "show what this host's KVM can do, and what each thing means",
     "asm": "assemble a source file into a flat image",
@@ -40,6 +41,7 @@ examples:
   echo help | kvmpy boot guest.bin     its monitor, fed from a pipe
   kvmpy info                           what this machine can do
   kvmpy demo trap                      what virtualization is, in one instruction
+  kvmpy compare --quick                a process, a container and a virtual machine, measured
   kvmpy container run rootfs -- sh     the other model: a container of a directory
 
 'kvmpy COMMAND --help' explains a command, its exit codes and examples.

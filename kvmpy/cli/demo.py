@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import textwrap
 
 from kvmpy.cli.arguments import add_accelerator, command_parser
+from kvmpy.cli.ending import EndingSignals
 from kvmpy.cli.exit_codes import ExitCode
 from kvmpy.demos import DEMOS, load
 from kvmpy.demos.scene import FAILS, HOLDS, MISSING, SAW, STEP, WHY, Scene
-from kvmpy.errors import KvmpyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from types import FrameType
 
 EPILOG = f"""\
 demos:
@@ -67,12 +65,8 @@ def run(options: argparse.Namespace) -> int:
         return ExitCode.OK
     names = list(DEMOS) if options.name == "all" else [options.name]
     with EndingSignals() as signals:
-        try:
-            return max(show(name, options.accel) for name in names)
-        except (Ended, KvmpyError):
-            if signals.number:
-                return 128 + signals.number
-            raise
+        code = signals.run(lambda: max(show(name, options.accel) for name in names))
+    return signals.code if code is None else code
 
 
 def show(name: str, accelerator: str | None) -> int:
@@ -86,31 +80,6 @@ def show(name: str, accelerator: str | None) -> int:
     if scene.failed:
         return ExitCode.CLAIM_FAILED
     return ExitCode.MISSING if scene.lacking else ExitCode.OK
-
-
-class Ended(BaseException):
-    """A signal told the demo to end: whatever it holds is let go on the way out."""
-
-
-class EndingSignals:
-    """While it is entered, the first SIGINT, SIGTERM or SIGHUP raises Ended in the main thread; more change nothing."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def _caught(self, number: int, _frame: FrameType | None) -> None:
-        if not self.number:
-            self.number = number
-            raise Ended
-
-    def __enter__(self) -> EndingSignals:
-        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        self._before = {n: signal.signal(n, self._caught) for n in wanted if signal.getsignal(n) != signal.SIG_IGN}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class Storyteller:

@@ -6,7 +6,6 @@ import ctypes
 import json
 import os
 import signal
-import sys
 
 from kvmpy.container.kernel import NAMESPACES
 from kvmpy.errors import HostError
@@ -14,7 +13,6 @@ from kvmpy.errors import HostError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from typing import Any
 
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000  # <linux/mount.h>
@@ -97,26 +95,3 @@ def in_child(look: Callable[[], Any]) -> tuple[bool, Any]:
     os.waitpid(pid, 0)
     good, value = json.loads(text) if text else (False, "the process was killed")
     return good, value
-
-
-def small_root(folder: Path) -> list[str]:
-    """Make a root directory out of the host's own programs; return the volumes that it needs.
-
-    The programs are the host's directories, read-only; everything else is the folder's own.
-    """
-    volumes = []
-    for name in ("usr", "bin", "sbin", "lib", "lib64"):
-        path = f"/{name}"
-        if os.path.islink(path):
-            (folder / name).symlink_to(os.readlink(path))
-        elif os.path.isdir(path):
-            volumes.append(f"{path}:{path}:ro")
-    (folder / "etc").mkdir()
-    (folder / "tmp").mkdir()
-    return volumes
-
-
-def own_python() -> list[str]:
-    """Return the volumes that this Python needs besides those of a small root."""
-    prefixes = {sys.prefix, sys.base_prefix}
-    return [f"{prefix}:{prefix}:ro" for prefix in sorted(prefixes) if not f"{prefix}/".startswith("/usr/")]

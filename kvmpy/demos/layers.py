@@ -6,7 +6,7 @@ import os
 import time
 
 from kvmpy.container import Container, Wish
-from kvmpy.demos.host import small_root
+from kvmpy.container.small_root import small_root
 from kvmpy.errors import ContainerError
 
 TYPE_CHECKING = False

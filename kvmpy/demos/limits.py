@@ -8,7 +8,7 @@ import os
 import sys
 
 from kvmpy.container import Container, Wish
-from kvmpy.demos.host import own_python, small_root
+from kvmpy.container.small_root import own_python, small_root
 from kvmpy.errors import ContainerError
 
 TYPE_CHECKING = False
