@@ -11,7 +11,6 @@ import platform
 import re
 import signal
 import socket
-import sys
 from contextlib import ExitStack
 
 from kvmpy.boot.flat import plan_code
@@ -31,7 +30,7 @@ from kvmpy.compare.subjects import (
     run,
 )
 from kvmpy.container import Container, Wish
-from kvmpy.container.small_root import own_python, small_root
+from kvmpy.container.small_root import find_python, small_root
 from kvmpy.errors import HostError, KvmpyError
 from kvmpy.machine.stop import StopKind
 
@@ -136,20 +135,21 @@ def look(subject: Subject, folder: Path) -> Looks:
     with socket.create_server(("127.0.0.1", 0)) as server, Process(folder).held() as pid:
         arguments = ["-I", "-S", "-c", LOOK, str(secret), str(pid), str(server.getsockname()[1])]
         if isinstance(subject, Process):
-            output = run([sys.executable, *arguments])
+            output = run([find_python()[0], *arguments])
         else:
-            output = in_container(folder, [sys.executable, *arguments]).stdout
+            output = in_container(folder, arguments).stdout
     found: Looks = json.loads(output)
     return found
 
 
-def in_container(folder: Path, command: list[str]) -> Finished:
-    """Run a program of the host's in a container whose root directory is made of the host's programs."""
+def in_container(folder: Path, arguments: list[str]) -> Finished:
+    """Run Python in a container whose root directory is made of the host's programs."""
     root = folder / "host-root"
     root.mkdir()
-    with Container.from_wish(Wish(str(root), ["sleep", "1000"], volumes=small_root(root) + own_python())) as box:
+    python, volumes = find_python()
+    with Container.from_wish(Wish(str(root), ["sleep", "1000"], volumes=small_root(root) + volumes)) as box:
         box.start()
-        done = box.exec(command, timeout=DEADLINE)
+        done = box.exec([python, *arguments], timeout=DEADLINE)
     if done.code:
         raise HostError(f"in the container: {done.stderr.decode(errors='replace').strip().rpartition(chr(10))[2]}")
     return done

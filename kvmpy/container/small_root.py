@@ -9,6 +9,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
 
+SYSTEM_PYTHON = "/usr/bin/python3"
+
 
 def small_root(folder: Path) -> list[str]:
     """Make a directory that can be a container's root; return the volumes, as `Wish` has them, that it needs.
@@ -27,7 +29,9 @@ def small_root(folder: Path) -> list[str]:
     return volumes
 
 
-def own_python() -> list[str]:
-    """Return the volumes that this Python needs besides those of a small root."""
+def find_python() -> tuple[str, list[str]]:
+    """Return a Python that runs in a small root, and the volumes that it needs besides: the host's own needs none."""
+    if os.access(SYSTEM_PYTHON, os.X_OK):
+        return SYSTEM_PYTHON, []
     prefixes = {sys.prefix, sys.base_prefix}
-    return [f"{prefix}:{prefix}:ro" for prefix in sorted(prefixes) if not f"{prefix}/".startswith("/usr/")]
+    return sys.executable, [f"{prefix}:{prefix}:ro" for prefix in sorted(prefixes)]

@@ -20,6 +20,8 @@ DEMOS = {
     "namespaces": "each of the eight on its own: before, inside, and outside again",
     "chroot": "how root breaks out of a chroot, and why pivot_root holds",
     "limits": "memory, processes and CPU time, exceeded on purpose",
+    "from-nothing": "a container in sixty lines of Python, without kvmpy",
+    "side-by-side": "a process, a container and a machine say who they are, and what they can reach",
     "layers": "lower, upper, whiteout, and a hundred containers over one base",
 }
 

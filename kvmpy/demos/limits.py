@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 
 from kvmpy.container import Container, Wish
-from kvmpy.container.small_root import own_python, small_root
+from kvmpy.container.small_root import find_python, small_root
 from kvmpy.errors import ContainerError
 
 TYPE_CHECKING = False
@@ -58,7 +57,7 @@ def run(scene: Scene) -> None:
         return
     root = scene.folder / "root"
     root.mkdir()
-    volumes = small_root(root) + own_python()
+    volumes = small_root(root) + find_python()[1]
     wish = Wish(str(root), ["sleep", "1000"], memory=MEMORY, pids=PROCESSES, cpus=CPUS, volumes=volumes)
     try:
         box = scene.hold(Container.from_wish(wish))
@@ -96,4 +95,4 @@ def run(scene: Scene) -> None:
 
 def python(box: Container, program: str) -> Finished:
     """Run a program inside."""
-    return box.exec([sys.executable, "-I", "-S", "-c", program], timeout=DEADLINE)
+    return box.exec([find_python()[0], "-I", "-S", "-c", program], timeout=DEADLINE)

@@ -8,7 +8,6 @@ import platform
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -73,12 +72,13 @@ def test_another_runtimes_container_sees_the_same(container: Contained, tmp_path
     from kvmpy.compare.subjects import older
     from kvmpy.container import Wish
     from kvmpy.container.simple import configuration
-    from kvmpy.container.small_root import own_python, small_root
+    from kvmpy.container.small_root import find_python, small_root
 
     root = tmp_path / "other-root"
     root.mkdir()
-    command = [sys.executable, "-I", "-S", "-c", isolation.LOOK, "/no/such", "4000000", "1"]
-    config = older(configuration(Wish(str(root), command, volumes=small_root(root) + own_python())))
+    python, volumes = find_python()
+    command = [python, "-I", "-S", "-c", isolation.LOOK, "/no/such", "4000000", "1"]
+    config = older(configuration(Wish(str(root), command, volumes=small_root(root) + volumes)))
     (tmp_path / "config.json").write_text(json.dumps(config))
     name = f"look-{os.getpid()}"
     done = subprocess.run(["runc", "run", "--bundle", str(tmp_path), name], capture_output=True, timeout=60, check=True)

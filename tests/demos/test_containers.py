@@ -17,7 +17,7 @@ from kvmpy.demos.host import apart
 from kvmpy.errors import HostError
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-CONTAINERS = ["namespaces", "chroot", "limits", "layers"]
+CONTAINERS = ["namespaces", "chroot", "limits", "layers", "from-nothing", "side-by-side"]
 NOBODY = 65534
 # An ordinary user, who may read what root has installed for itself.
 AS_NOBODY = (
@@ -50,7 +50,12 @@ def test_every_claim_holds_and_nothing_is_missing(name: str) -> None:
 
 @needs_root
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv")
-@pytest.mark.parametrize(("name", "code"), [("namespaces", 0), ("chroot", 0), ("layers", 0), ("limits", 69)])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("namespaces", 0), ("chroot", 0), ("layers", 0), ("limits", 69), ("from-nothing", 0), ("side-by-side", 0),
+    ],
+)  # fmt: skip
 def test_an_ordinary_user_sees_what_needs_no_root(name: str, code: int, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     for folder in tmp_path.parents[:2]:  # pytest's own are its user's alone
@@ -87,6 +92,15 @@ def test_limits_shows_the_kernels_own_numbers() -> None:
 def test_layers_holds_what_differs_and_no_more() -> None:
     """overlayfs.rst: a copy of what was changed, what is new, and a whiteout for what was removed."""
     assert "its layer holds ['etc/doomed', 'etc/greeting', 'etc/new']" in tell("layers").saw
+
+
+def test_sixty_lines_are_sixty_lines_and_isolate() -> None:
+    from kvmpy.demos.from_nothing import SCRIPT
+
+    assert len(SCRIPT.read_text().splitlines()) <= 60
+    story = tell("from-nothing")
+    assert "CapBnd:\t0000000000000000" in story.saw
+    assert "sixty-lines" in story.saw
 
 
 def test_a_failure_apart_is_told_with_its_reason() -> None:

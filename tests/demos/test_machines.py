@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from stories import Story, tell
 
 from kvmpy.accel.base import Accelerator
 
-MACHINES = ["trap", "modes", "paging", "interrupts", "device", "two-guests"]
+MACHINES = ["trap", "modes", "paging", "interrupts", "device", "two-guests"]  # side-by-side needs a container too
 
 
 @pytest.fixture
@@ -66,6 +68,15 @@ def test_interrupts_shows_the_request_move_from_irr_to_isr(story: Story) -> None
 @of("device")
 def test_device_prints_the_product(story: Story) -> None:
     assert any(r"printed b'42\n'" in line for line in story.saw)
+
+
+@of("side-by-side")
+def test_side_by_side_shows_one_kernel_twice_and_another(story: Story) -> None:
+    rows = [line.split(None, 1) for line in story.saw if line.startswith("    ")]
+    kernels = [text for who, text in rows[:3]]
+    host = f"{os.uname().sysname} {os.uname().release}"
+    assert kernels[:2] == [host, host]
+    assert kernels[2].startswith("kvmpy guest kernel")
 
 
 @of("two-guests")
