@@ -38,6 +38,9 @@ examples:
 """
 
 
+QUESTION_WIDTH = 42
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the options of the command."""
     p = command_parser("compare", "Compare a process, a container and a virtual machine.", EPILOG)
@@ -79,6 +82,7 @@ def with_progress(work: Callable[[Callable[[str, int, int], None]], Report]) -> 
 
 def show(report: Report) -> None:
     """Print the report as a table."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -86,8 +90,8 @@ def show(report: Report) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     columns = [name for name in report.subjects if name not in report.beside]
-    table = Table(show_lines=False, pad_edge=False, header_style="bold")
-    table.add_column("")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("", width=QUESTION_WIDTH)
     for name in columns:
         table.add_column(name, overflow="fold")
     for group, title in GROUPS.items():

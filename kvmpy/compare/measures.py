@@ -135,13 +135,14 @@ def hold_many(subjects: list[Subject], effort: Effort, _folder: Path) -> Iterato
         if count < ENOUGH:
             continue
         yield Question(
-            "many", f"memory of each of {count}, the kernel's included",
-            "How much less memory the host has available (/proc/meminfo, MemAvailable) with all alive.", "KiB",
+            "many", f"memory of each of {count}",
+            "How much less memory the host has available (/proc/meminfo, MemAvailable) with all alive: theirs and the "
+            "kernel's.", "KiB",
             code=code, answers=whole,
             note="Page tables, kernel stacks, namespaces, KVM's own tables: none of it shows in a process list.",
         )  # fmt: skip
         yield Question(
-            "many", f"of it resident in processes, of each of {count}",
+            "many", f"of it resident in processes, each of {count}",
             "The proportional set size of the processes (/proc/PID/smaps_rollup, Pss): shared pages count in parts.",
             "KiB", code=code_of(own_memory), answers=own,
         )  # fmt: skip
@@ -217,16 +218,16 @@ def enter_kernel(subjects: list[Subject], effort: Effort, folder: Path) -> Itera
     machines: list[Subject] = [subject for subject in subjects if isinstance(subject, Virtual)]
     for title, code, per_exit, note in (
         (
-            "OUT to a device in Python",
+            "OUT to a device",
             OUT_FOREVER,
             1,
             "The whole way: processor, KVM, run loop, bus, device, and back.",
         ),
-        ("a write to a device's memory (MMIO)", MMIO_FOREVER, 1, "As above; KVM decodes the instruction, too."),
-        ("CPUID, answered without Python", CPUID_LOOP, CPUID_MANY, "KVM answers in the kernel: the exit alone."),
+        ("MMIO write to a device", MMIO_FOREVER, 1, "As above; KVM decodes the instruction, too."),
+        ("CPUID, without Python", CPUID_LOOP, CPUID_MANY, "KVM answers in the kernel: the exit alone."),
     ):
         yield Question(
-            "kernel", f"a trapped instruction: {title}",
+            "kernel", f"an exit: {title}",
             f"A guest does nothing else; {EXITS // per_exit or 1} turns after {WARM_UP // per_exit or 1} that do not "
             "count.", "ns", code=code_of(exit_cost), note=note,
             answers=sampled(machines, effort.rounds, partial(exit_cost, code=code, per_exit=per_exit)),

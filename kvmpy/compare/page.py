@@ -75,7 +75,7 @@ def in_short(report: Report) -> list[str]:
     sentences = []
     for title, what in (
         ("from a process that is warm", "Starting one from a warm process takes {} as a {}"),
-        ("memory of each of 100, the kernel's included", "Of a hundred, each takes {} of memory as a {}"),
+        ("memory of each of 100", "Of a hundred, each takes {} of memory as a {}"),
     ):
         unit = next((question.unit for question in report.questions if question.title == title), "")
         parts = [

@@ -28,7 +28,13 @@ again:
     syscall
     jmp again
 """,
-    "crash": "    ud2\n",
+    "crash": """\
+    mov eax, 157    ; prctl
+    mov edi, 4      ; PR_SET_DUMPABLE: leave no core file
+    xor esi, esi
+    syscall
+    ud2
+""",
     "calls": f"""\
     mov ebx, COUNT
 again:

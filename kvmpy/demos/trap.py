@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import mmap
 import os
+import resource
 import signal
 
 from kvmpy.accel import exits
@@ -79,6 +81,8 @@ def signal_of(code: bytes) -> int:
     """Execute machine code in a process of its own; return the signal that it died of, 0 if of none."""
     pid = os.fork()
     if pid == 0:
+        faulthandler.disable()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         page.write(code)
         ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()

@@ -37,7 +37,7 @@ def report() -> Report:
             Question("start", "from a process that is warm", "method one", "ms", code="def one():\n    return '<b>'",
                      answers={n: figure(10.0 ** i / 10) for i, n in enumerate(names[:4])}
                      | {"runc": Answer(missing=NASTY)}),
-            Question("many", "memory of each of 100, the kernel's included", "method two", "KiB", code="x" * 300,
+            Question("many", "memory of each of 100", "method two", "KiB", code="x" * 300,
                      answers={"process": figure(40), "container": figure(530), "vm": figure(540)}),
             Question("compute", "speed of arithmetic / native", "method three", "x", more_is_better=True,
                      answers={n: figure(1.0) for n in names[:3]}),

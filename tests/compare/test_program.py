@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -26,8 +27,15 @@ def test_true_exits_with_0(tmp_path: Path) -> None:
     assert ended(program.write(tmp_path, "true")) == 0
 
 
-def test_crash_dies_of_an_undefined_instruction(tmp_path: Path) -> None:
-    assert os.WTERMSIG(ended(program.write(tmp_path, "crash"))) == signal.SIGILL
+def test_crash_dies_of_an_undefined_instruction_and_leaves_no_core(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (limits[1], limits[1]))
+    try:
+        status = ended(program.write(tmp_path, "crash"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, limits)
+    assert os.WTERMSIG(status) == signal.SIGILL
+    assert not os.WCOREDUMP(status)
 
 
 def test_wait_waits(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ ratios from one run count and absolute times do not.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ from kvmpy.accel.kvm import KvmAccelerator
 from kvmpy.accel.soft import SoftAccelerator
 from kvmpy.accel.testbed import HANDLERS, Testbed
 from kvmpy.boot.flat import plan_code
+from kvmpy.compare.measures import DESCRIPTORS, allow_descriptors, hold, timed
+from kvmpy.compare.subjects import Virtual
 from kvmpy.cpu.modes import real_mode
 from kvmpy.devices.base import Device
 from kvmpy.machine.machine import Machine
@@ -42,6 +45,7 @@ MEMORY = 16 << 20
 EXITS = 20_000
 WARM_UP = 2_000
 CONSOLE_SECONDS = 0.5
+MANY = 1000
 LOOP_ROUNDS = 300_000_000
 
 OUT_FOREVER = bytes.fromhex("e6e9 ebfc")  # again: out 0xe9, al; jmp again
@@ -386,7 +390,26 @@ def resident() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / (1 << 20)
 
 
-BENCHMARKS = (port_exit, machines, console, processes, ready_to_run, ring3, software)
+def live(peers: dict[str, Path], rounds: int) -> list[Figure]:
+    """A guest that prints a line, from nothing to its end; a thousand of them alive; and the whole comparison."""
+    allow_descriptors(MANY * DESCRIPTORS)
+    subject = Virtual("kvm")
+    with closing(subject):
+        warm = statistics.median(timed(subject.warm) for _ in range(20 * rounds))
+        passed, whole, _ = hold(subject, MANY)
+    assert passed.figure, passed.missing
+    assert whole.figure
+    done = subprocess.run([sys.executable, "-m", "kvmpy", "compare", "--quick", "--json"], capture_output=True)
+    seconds = json.loads(done.stdout)["seconds"]
+    return [
+        Figure("hello.bin from a warm process: made, run to its end, closed", warm, 3, "ms"),
+        Figure(f"{MANY} machines (hello.bin, 1 MiB) made and alive", passed.figure.median / 1e3, 5, "s"),
+        Figure("memory of each, kernel included", whole.figure.median, 700, "KiB"),
+        Figure("`kvmpy compare --quick`", seconds, 60, "s"),
+    ]
+
+
+BENCHMARKS = (port_exit, machines, console, processes, ready_to_run, ring3, software, live)
 
 
 if __name__ == "__main__":
