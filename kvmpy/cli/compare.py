@@ -105,7 +105,8 @@ def show(report: Report) -> None:
                 if other in question.answers and not question.answers[other].missing:
                     cells = (cell(question, other, report) if name == beside else "" for name in columns)
                     table.add_row(f"    the same by {other}", *cells)
-    console.print(", ".join(report.machine.values()), markup=False)
+    for name, value in report.machine.items():
+        console.print(f"{name}: {value}", markup=False)
     console.print(table)
     for name, reason in report.missing.items():
         console.print(f"{name}: {reason}", markup=False, soft_wrap=True)

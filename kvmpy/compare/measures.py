@@ -25,6 +25,7 @@ from kvmpy.container import Container
 from kvmpy.devices.base import Device
 from kvmpy.errors import HostError, KvmpyError
 from kvmpy.machine.machine import Machine
+from kvmpy.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -122,56 +123,85 @@ def hold_many(subjects: list[Subject], effort: Effort, _folder: Path) -> Iterato
     ours = [subject for subject in subjects if not isinstance(subject, (OtherRuntime, Qemu))]
     allow_descriptors(effort.counts[-1] * DESCRIPTORS)
     for count in effort.counts:
-        times, whole, own = {}, {}, {}
-        for subject in ours:
-            if subject.missing:
-                held: tuple[Answer, Answer, Answer] = (Answer(missing=subject.missing),) * 3
-            else:
-                held = hold(subject, count)
-            times[subject.name], whole[subject.name], own[subject.name] = held
-        code = code_of(hold, Process.held, Contained.held, Virtual.held)
-        method = f"{count} made one after the other by one process, all alive together."
-        yield Question("many", f"{count} made", method, "ms", code=code, answers=times)
-        if count < ENOUGH:
-            continue
-        yield Question(
-            "many", f"memory of each of {count}",
-            "How much less memory the host has available (/proc/meminfo, MemAvailable) with all alive: theirs and the "
-            "kernel's.", "KiB",
-            code=code, answers=whole,
-            note="Page tables, kernel stacks, namespaces, KVM's own tables: none of it shows in a process list.",
-        )  # fmt: skip
-        yield Question(
-            "many", f"of it resident in processes, each of {count}",
-            "The proportional set size of the processes (/proc/PID/smaps_rollup, Pss): shared pages count in parts.",
-            "KiB", code=code_of(own_memory), answers=own,
-        )  # fmt: skip
+        held = {subject.name: hold(subject, count) for subject in ours}
+        for row in HOLDING if count >= ENOUGH else HOLDING[:1]:
+            yield Question(
+                "many", row.title.format(count), row.method, row.unit, note=row.note,
+                code=code_of(hold, memory_of_processes, Process.held, Contained.held, Virtual.held),
+                answers={name: one(answer, row.field) for name, answer in held.items()},
+            )  # fmt: skip
 
 
-def hold(subject: Subject, count: int) -> tuple[Answer, Answer, Answer]:
-    """Hold `count` of a subject; return the time, and the memory of each, whole and in processes."""
-    before, own_before = available(), own_memory([])
+@record
+class Row:
+    """A row about those that are held: which field of `Held` it shows."""
+
+    field: str
+    title: str
+    unit: str
+    method: str
+    note: str = ""
+
+
+HOLDING = (
+    Row("milliseconds", "{} made", "ms", "Made one after the other by one process, all alive together."),
+    Row(
+        "whole", "memory of each of {}", "KiB",
+        "How much less memory the host has available (/proc/meminfo, MemAvailable) with all alive.",
+        "Theirs and the kernel's: page tables, kernel stacks, namespaces, KVM's own tables show in no process list.",
+    ),
+    Row(
+        "own", "of it resident in processes, each of {}", "KiB",
+        "The proportional set size (/proc/PID/smaps_rollup, Pss): a page shared by n processes counts a nth in each.",
+    ),
+    Row("kernel", "of it in the kernel, each of {}", "KiB", "The rest: what the host misses, less what is resident."),
+    Row(
+        "shared", "pages shared with others, each of {}", "KiB",
+        "Shared_Clean and Shared_Dirty of /proc/PID/smaps_rollup: the program's own pages, once for all.",
+        "A machine of this process has no process of its own: what it shares is counted once.",
+    ),
+)  # fmt: skip
+
+
+@record
+class Held:
+    """What it took to hold many: the time for all, and the memory of each in KiB; or why it could not be done."""
+
+    milliseconds: float = 0.0
+    whole: float = 0.0
+    own: float = 0.0
+    kernel: float = 0.0
+    shared: float = 0.0
+    missing: str = ""
+
+
+def hold(subject: Subject, count: int) -> Held:
+    """Hold `count` of a subject, and measure."""
+    if subject.missing:
+        return Held(missing=subject.missing)
+    before, (own_before, shared_before) = available(), memory_of_processes([])
     with ExitStack() as stack:
         try:
             start = time.perf_counter()
-            held = []
+            held: list[object] = []
             for number in range(count):
                 held.append(stack.enter_context(subject.held()))
                 if number % 50 == 0 and available() < SPARE:
                     raise HostError(f"after {number} the host has less than {SPARE >> 10} MiB left")
             passed = (time.perf_counter() - start) * 1e3
             time.sleep(SETTLE)
-            whole = (before - available()) / count
-            own = (own_memory(held) - own_before) / count
+            whole = max(before - available(), 0.0) / count
+            own, shared = memory_of_processes(held)
         except (KvmpyError, OSError) as error:
-            return (Answer(missing=str(error)),) * 3
+            return Held(missing=str(error))
     time.sleep(SETTLE)
-    return one(passed), one(max(whole, 0.0)), one(max(own, 0.0))
+    own, shared = max(own - own_before, 0.0) / count, max(shared - shared_before, 0.0) / count
+    return Held(passed, whole, own, max(whole - own, 0.0), shared)
 
 
-def one(value: float) -> Answer:
+def one(held: Held, name: str) -> Answer:
     """Return the answer of a single measurement."""
-    return Answer(figure=Figure.of([value]))
+    return Answer(missing=held.missing) if held.missing else Answer(figure=Figure.of([getattr(held, name)]))
 
 
 def available() -> float:
@@ -180,17 +210,18 @@ def available() -> float:
         return next(float(line.split()[1]) for line in file if line.startswith("MemAvailable"))
 
 
-def own_memory(held: list[object]) -> float:
-    """Return the proportional set size of this process and of those that are held, in KiB."""
+def memory_of_processes(held: list[object]) -> tuple[float, float]:
+    """Return the proportional set size of this process and those that are held, and what they share, in KiB."""
     pids = [os.getpid()]
-    pids += [each for each in held if isinstance(each, int)] + [
-        each.pid for each in held if isinstance(each, Container)
-    ]
-    total = 0.0
+    pids += [each for each in held if isinstance(each, int)]
+    pids += [each.pid for each in held if isinstance(each, Container)]
+    own = shared = 0.0
     for pid in pids:
         with suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
-            total += next(float(line.split()[1]) for line in file if line.startswith("Pss:"))
-    return total
+            lines = dict(line.split()[:2] for line in file if line.endswith("kB\n"))
+            own += float(lines["Pss:"])
+            shared += float(lines["Shared_Clean:"]) + float(lines["Shared_Dirty:"])
+    return own, shared
 
 
 def allow_descriptors(wanted: int) -> None:

@@ -13,11 +13,13 @@ from pathlib import Path
 from kvmpy.compare.figures import Report
 from kvmpy.compare.isolation import ISOLATION
 from kvmpy.compare.measures import MEASURES, Effort
-from kvmpy.compare.subjects import gather
+from kvmpy.compare.subjects import Virtual, gather
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from kvmpy.compare.subjects import Subject
 
 # The groups of questions, in the order of the report, and what each is about.
 GROUPS = {
@@ -41,7 +43,7 @@ def compare(quick: bool, tell: Callable[[str, int, int], None]) -> Report:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvmpy-compare-")))
         subjects = gather(stack, folder)
         report = Report(
-            machine=describe_machine(),
+            machine=describe_machine() | describe_accelerators(subjects),
             subjects={subject.name: subject.what for subject in subjects},
             beside={subject.name: subject.beside for subject in subjects if subject.beside},
             missing={subject.name: subject.missing for subject in subjects if subject.missing},
@@ -70,6 +72,17 @@ def describe_machine() -> dict[str, str]:
         "user": "root" if os.geteuid() == 0 else "an ordinary user",
         "control groups": groups,
     }
+
+
+def describe_accelerators(subjects: list[Subject]) -> dict[str, str]:
+    """Return what the accelerators lack here, of what is tried (`kvmpy info` explains each)."""
+    lacks = {}
+    for subject in subjects:
+        if isinstance(subject, Virtual) and subject.accelerator:
+            features = subject.accelerator.features
+            names = [name for name in features.names() if not getattr(features, name)]
+            lacks[f"{subject.name} lacks"] = ", ".join(names) or "nothing that is tried"
+    return lacks
 
 
 def processor() -> str:

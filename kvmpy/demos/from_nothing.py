@@ -43,7 +43,7 @@ def run(scene: Scene) -> None:
         [sys.executable, str(SCRIPT), str(root), "sh", "-c", INSIDE], capture_output=True, text=True, timeout=DEADLINE
     )
     said = done.stdout.splitlines()
-    scene.saw(*said, *done.stderr.splitlines())
+    scene.saw(*said, *done.stderr.splitlines()[-1:])
     if not said:
         scene.missing("the kernel refuses new namespaces; run it as root, or allow user namespaces")
         return

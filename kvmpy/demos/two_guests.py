@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 from kvmpy.devices.base import Register, RegisterDevice
+from kvmpy.errors import ClosedError
 from kvmpy.machine.stop import StopKind
 
 TYPE_CHECKING = False
@@ -67,15 +69,21 @@ def run(scene: Scene) -> None:
     scene.step("Two guests on one host: a search program with 32 MiB, and a small kernel with tasks and 16 MiB.")
     scene.saw(f"The host writes a mark, {MARK:#x}, into the second one's memory at {PLACE:#x}.")
     ends: dict[str, Stop] = {}
-    searcher = threading.Thread(target=lambda: ends.update(first=first.run(timeout=2 * DEADLINE)))
-    searcher.start()
+
+    def search() -> None:
+        with contextlib.suppress(ClosedError):  # the demo was interrupted
+            ends["first"] = first.run(timeout=2 * DEADLINE)
+
+    searcher = threading.Thread(target=search)
     try:
+        searcher.start()
         second.send(f"peek {PLACE:#x}\nmem\n".encode())
         ends["second"] = second.run(timeout=DEADLINE)
         searches = len(questions.found)
     finally:
         questions.enough.set()
-        searcher.join()
+        if searcher.is_alive():
+            searcher.join()
     scene.saw(f"the first had searched its memory {searches} times when the second ended")
     scene.saw(*[line for line in printed.decode(errors="replace").splitlines() if line.startswith((">", "0x", "mem"))])
 

@@ -11,7 +11,7 @@ import pytest
 
 from kvmpy.compare import measures
 from kvmpy.compare.figures import Figure, shown
-from kvmpy.compare.subjects import Subject
+from kvmpy.compare.subjects import Process, Subject
 from kvmpy.errors import HostError
 
 MIB = 1 << 20
@@ -100,18 +100,24 @@ def test_a_slow_one_is_asked_three_times(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_memory_of_what_is_held_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four times 16 MiB of this process's own: the proportional set size is exact, what the host has left is not."""
     monkeypatch.setattr(measures, "SETTLE", 0.0)
-    passed, whole, own = measures.hold(Made("memory", mib=16), 4)
-    assert passed.figure
-    assert whole.figure
-    assert own.figure
-    assert 15.5 * 1024 < own.figure.median < 17 * 1024
-    assert passed.figure.median > 0
+    held = measures.hold(Made("memory", mib=16), 4)
+    assert not held.missing
+    assert 15.5 * 1024 < held.own < 17 * 1024
+    assert held.milliseconds > 0
+    assert held.kernel == max(held.whole - held.own, 0)
+
+
+def test_pages_that_processes_share_are_counted_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Eight processes of one program: its page is in the page cache once, and shared by all."""
+    monkeypatch.setattr(measures, "SETTLE", 0.0)
+    held = measures.hold(Process(tmp_path), 8)
+    assert held.shared >= 4
+    assert 0 < held.own < 64
 
 
 def test_holding_stops_before_the_host_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "SPARE", 1 << 40)
-    answers = measures.hold(Made("memory"), 10)
-    assert all("MiB left" in answer.missing for answer in answers)
+    assert "MiB left" in measures.hold(Made("memory"), 10).missing
 
 
 def test_the_code_beside_a_figure_is_the_code() -> None:

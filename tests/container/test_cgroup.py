@@ -401,3 +401,10 @@ def test_device_rules_of_version_2_are_not_changed_later() -> None:
             group.apply({"devices": [DENY_ALL]})
     finally:
         group.remove()
+
+
+def test_a_host_without_control_groups_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that can be provoked here: the host's own are mounted."""
+    monkeypatch.setattr("kvmpy.container.cgroup.find_hierarchies", lambda: iter(()))
+    with pytest.raises(ContainerError, match="no control groups are mounted"):
+        open_cgroup("/x")

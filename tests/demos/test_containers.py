@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -121,6 +122,61 @@ def test_what_went_wrong_in_the_child_does_not_run_on_in_it(capfd: pytest.Captur
     with pytest.raises(HostError):
         apart(lambda: object(), "uts")
     assert capfd.readouterr().out == ""
+
+
+IN_USER_NAMESPACE = ("unshare", "--user", "--map-root-user", "sh", "-c")
+# What the host does not give: how the demo is started, its name, what it must say, and how many claims still hold.
+MISSING = {
+    "network namespaces": (
+        (*IN_USER_NAMESPACE, 'echo 0 > /proc/sys/user/max_net_namespaces; exec "$@"', "sh"),
+        "namespaces", "a new network namespace", 4,
+    ),
+    "user namespaces": (
+        (*IN_USER_NAMESPACE, 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"', "sh"),
+        "from-nothing", "the kernel refuses new namespaces", 1,
+    ),
+    "control groups": (
+        ("unshare", "--mount", "sh", "-c", 'umount -R /sys/fs/cgroup; exec "$@"', "sh"),
+        "limits", "no container can be made here: ", 0,
+    ),
+}  # fmt: skip
+
+
+@needs_root
+@pytest.mark.parametrize("what", MISSING)
+def test_what_the_host_lacks_is_told_in_one_line(what: str, tmp_path: Path) -> None:
+    """The limits are those of a user namespace of the test's own; the mounts are not the host's."""
+    prefix, name, told, holds = MISSING[what]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [*prefix, sys.executable, "-m", "kvmpy", "demo", name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 69, done.stdout + done.stderr
+    missing = [line for line in done.stdout.splitlines() if line.startswith("  - missing: ")]
+    assert any(told in line for line in missing), done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stdout.count("✓") >= holds
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_root
+@pytest.mark.parametrize("name", [*CONTAINERS, "two-guests"])
+@pytest.mark.parametrize("step", [1, 2])
+def test_it_can_be_interrupted_at_any_step(name: str, step: int, tmp_path: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-u", "-m", "kvmpy", "demo", name]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        for line in process.stdout:
+            if line.startswith(f"{step}. "):
+                break
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(60) in (0, 130)  # some steps are over at once
+        assert "Traceback" not in process.stderr.read()
+    assert list(tmp_path.iterdir()) == []
 
 
 @needs_root

@@ -34,6 +34,8 @@ def open_cgroup(path: str) -> Cgroup:
         from kvmpy.container.cgroup.v1 import CgroupV1
 
         return CgroupV1.at([h for h in hierarchies if h.version == 1], path)
+    if not hierarchies:
+        raise ContainerError("no control groups are mounted; mount them at /sys/fs/cgroup")
     from kvmpy.container.cgroup.v2 import CgroupV2
 
     return CgroupV2.at(hierarchies, path)
