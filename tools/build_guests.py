@@ -76,12 +76,12 @@ def _parts(source: Path, include: str | None) -> list[Part]:
 
 def _in_file(message: str, parts: list[Part]) -> str:
     """Turn the line number in the joined source into a file and a line."""
-    match = re.match(r"line (\d+): (.*)", message, re.DOTALL)
+    match = re.match(r"line (\d+), column (\d+): (.*)", message, re.DOTALL)
     if not match:
         return f"{parts[0].path.name}: {message}"
     number = int(match[1])
     part = max((p for p in parts if p.first <= number), key=lambda p: p.first)
-    return f"{part.path.name}:{number - part.first + 1}: {match[2]}"
+    return f"{part.path.name}:{number - part.first + 1}:{match[2]}: {match[3]}"
 
 
 if __name__ == "__main__":

@@ -1,19 +1,35 @@
-"""Assembly text to machine code, over Keystone."""
+"""Assembly text to machine code: our own parser and layout, Keystone for each instruction by itself.
+
+Every statement gets an address, with all branches short; where a value turns out not to fit, its instruction grows, and
+all are placed again. As nothing ever shrinks, that ends.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from contextlib import contextmanager
+from threading import Lock
 
-from kvmpy.asm.check import check_instruction
-from kvmpy.asm.expressions import hexadecimal
-from kvmpy.asm.source import RESERVED_PREFIX, SPACE_LIMIT, Source, Statement
+from kvmpy.asm.check import Mismatch, read_back
+from kvmpy.asm.encode import encode
+from kvmpy.asm.instruction import Instruction
+from kvmpy.asm.source import SPACE_LIMIT, Data, Equation, Padding, Source, Statement, located, padding
+from kvmpy.asm.special import Branch, branch
+from kvmpy.asm.tokens import Misplaced
 from kvmpy.errors import AssemblyError, ConfigError
 from kvmpy.record import record
 
-PASSES = 8
-WORD = 8
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvmpy.asm.expressions import Expression
+    from kvmpy.asm.instruction import Encoded, Field
+
+ONE_AT_A_TIME = Lock()  # the engines of Keystone and Capstone are shared by all threads
 MODE_SIZES = (16, 32, 64)
 ADDRESS_LIMIT = 1 << 63
+CODE_LIMIT = 64 << 20
 
 
 @record
@@ -57,7 +73,7 @@ def assemble(source: str, *, bits: int = 64, origin: int = 0) -> Assembly:
     """Assemble Intel syntax for code that lies at `origin`; `.code16`, `.code32` and `.code64` change the mode within.
 
     Accepts comments after `;`, far jumps `jmp selector:label`, `.equ`, `.org` and `.balign` by absolute address. Every
-    instruction is read back and compared. Raises AssemblyError that names line and text.
+    instruction is read back and compared. Raises AssemblyError that names line, column and text.
 
     >>> assemble("start: mov al, 'A'  ; letter\\n jmp start", bits=16, origin=0x7C00).code.hex()
     'b041ebfc'
@@ -66,106 +82,208 @@ def assemble(source: str, *, bits: int = 64, origin: int = 0) -> Assembly:
         raise ConfigError(f"{bits}-bit code: there is 16, 32 and 64")
     if not 0 <= origin < ADDRESS_LIMIT:
         raise ConfigError(f"origin {origin:#x}: choose an address from 0 to 2^63 - 1")
-    parsed = Source(source, bits)
-    pads = {i: 0 for i, statement in enumerate(parsed.statements) if statement.pad}
-    for _ in range(PASSES):
-        code, addresses, values = _run(parsed, pads, origin)
-        wanted = _paddings(parsed, pads, addresses)
-        if wanted == pads:
-            return _finish(parsed, code, addresses, values, origin)
-        pads = wanted
-    raise AssemblyError("the addresses of .org and .balign do not settle; jumps over them change their length")
+    with ONE_AT_A_TIME:
+        return Layout(Source(source, bits), origin).assembly()
 
 
-def _paddings(source: Source, pads: dict[int, int], addresses: list[int]) -> dict[int, int]:
-    """Return the bytes each .org and .balign needs, given where it is now."""
-    wanted, shift = {}, 0
-    for i, now in pads.items():
-        statement = source.statements[i]
-        assert statement.pad
-        needed = statement.pad(addresses[i] + shift)
-        if not 0 <= needed <= SPACE_LIMIT:
-            at = addresses[i] + shift
-            raise _at(statement, AssemblyError(f"it would take {needed} bytes from {at:#x}; 0 to {SPACE_LIMIT} can be"))
-        wanted[i] = needed
-        shift += needed - now
-    return wanted
+class Part:
+    """A statement while it is placed: how long it is, where it lies, and how it becomes bytes."""
+
+    def __init__(self, statement: Statement, constants: dict[str, int]) -> None:
+        self.statement = statement
+        self.address = 0
+        self.size = 0
+        self.branch: Branch | None = None
+        self.near = False
+        self.encoded: Encoded | None = None
+        item = statement.item
+        if isinstance(item, Data):
+            self.size = item.size
+        elif isinstance(item, Instruction):
+            self.branch = branch(item)
+            if self.branch:
+                self.near = not self.branch.short
+                self._measure_branch()
+            else:
+                self.encoded = encode(item, constants)
+                self.size = len(self.encoded.code)
+
+    def _measure_branch(self) -> None:
+        assert self.branch
+        self.size = len(self.branch.near) + self.branch.size if self.near else len(self.branch.short) + 1
+
+    def place(self, address: int) -> int:
+        """Lie at an address; return the one behind."""
+        self.address = address
+        item = self.statement.item
+        if isinstance(item, Padding):
+            self.size = item.size(address)
+            if not 0 <= self.size <= SPACE_LIMIT:
+                text = f"this takes {self.size} bytes from {address:#x}; 0 to {SPACE_LIMIT} can be"
+                raise Misplaced(1, text)
+        return address + self.size
+
+    def grow(self, layout: Layout) -> bool:
+        """Take a longer form if a value does not fit; say whether."""
+        if self.branch:
+            return self._grow_branch(layout, self.branch)
+        for place in self.encoded.fields if self.encoded else ():
+            value = layout.value_of(place, self)
+            if not place.fits(value):
+                self._widen(place, value, layout.constants)
+                return True
+        return False
+
+    def _widen(self, place: Field, value: int, constants: dict[str, int]) -> None:
+        """Encode the instruction again, with a field that is wider than this one; Misplaced if there is none."""
+        instruction = self.statement.item
+        assert isinstance(instruction, Instruction)
+        try:
+            wider = encode(instruction, constants, 2 * place.size)
+        except Misplaced:
+            wider = None
+        if not wider or not all(field.size > place.size for field in wider.fields if field.value is place.value):
+            text = f"{value:#x} does not fit in {place.size} byte{'s' * (place.size > 1)}"
+            raise Misplaced(place.value.column or instruction.column, text)
+        self.encoded = wider
+        self.size = len(wider.code)
+
+    def _grow_branch(self, layout: Layout, form: Branch) -> bool:
+        distance = layout.value(form.target, self) - self.address - self.size
+        if self.near:
+            self._check_near(distance, form)
+            return False
+        if -0x80 <= distance < 0x80:
+            return False
+        if not form.near:
+            raise Misplaced(form.column, f"the target is {distance} bytes away; this reaches -128 to 127")
+        self.near = True
+        self._measure_branch()
+        return True
+
+    def _check_near(self, distance: int, form: Branch) -> None:
+        bits = self.statement.bits
+        limit = 1 << (8 * form.size - (bits == 64))
+        if not -limit <= distance < limit:
+            raise Misplaced(form.column, f"the target is {distance:#x} bytes away; {bits}-bit code reaches {limit:#x}")
+
+    def code(self, layout: Layout) -> bytes:
+        """Return the bytes, with every value put in."""
+        item = self.statement.item
+        if isinstance(item, Data):
+            return b"".join(part if isinstance(part, bytes) else self._value(layout, *part) for part in item.parts)
+        if isinstance(item, Padding):
+            return padding(self.size)
+        if self.branch:
+            return self._branch_code(layout, self.branch)
+        if self.encoded is None:
+            return b""
+        code = bytearray(self.encoded.code)
+        for place in self.encoded.fields:
+            value = layout.value_of(place, self) % (1 << 8 * place.size)
+            code[place.offset : place.offset + place.size] = value.to_bytes(place.size, "little")
+        return bytes(code)
+
+    def _branch_code(self, layout: Layout, form: Branch) -> bytes:
+        size = form.size if self.near else 1
+        distance = layout.value(form.target, self) - self.address - self.size
+        code = (form.near if self.near else form.short) + (distance % (1 << 8 * size)).to_bytes(size, "little")
+        try:
+            read_back(code, self.statement.bits, self.address)
+        except Mismatch as error:
+            raise Misplaced(form.column, str(error)) from None
+        return code
+
+    def _value(self, layout: Layout, size: int, value: Expression) -> bytes:
+        number = layout.value(value, self)
+        if not -(1 << 8 * size - 1) <= number < 1 << 8 * size:
+            raise Misplaced(value.column or 1, f"{number:#x} does not fit in {size} byte{'s' * (size > 1)}")
+        return (number % (1 << 8 * size)).to_bytes(size, "little")
 
 
-def _run(source: Source, pads: dict[int, int], origin: int) -> tuple[bytes, list[int], dict[str, int]]:
-    """Assemble once; return the code, the address of each statement, and the values of all names.
+class Layout:
+    """All statements at their addresses."""
 
-    The addresses come back as quad words behind the code: Keystone has no other way to tell them.
-    """
-    text = list(source.equations)
-    marks = []
-    for i, statement in enumerate(source.statements):
-        text.append(f".code{statement.bits}")
-        text += [f"{label}:" for label in statement.labels]
-        marks.append(f"{RESERVED_PREFIX}{i}")
-        text += [f"{marks[-1]}:", f".fill {pads[i]}, 1, 0x90" if i in pads else statement.code]
-    names = [*marks, *source.names]
-    text += [f".quad {name}" for name in names]
-    encoded = _keystone("\n".join(text), origin)
-    if isinstance(encoded, str):
-        raise _locate(source, encoded)
-    size = len(encoded) - WORD * len(names)
-    words = [int.from_bytes(encoded[at : at + WORD], "little") for at in range(size, len(encoded), WORD)]
-    return encoded[:size], words[: len(marks)], dict(zip(source.names, words[len(marks) :], strict=True))
+    def __init__(self, source: Source, origin: int) -> None:
+        self.origin = origin
+        self.constants = source.constants
+        self.labels: dict[str, int] = {}
+        self.names: dict[str, int] = {}
+        self.higher: dict[str, int] = {}  # what the names would be if all lay one byte higher
+        self.parts: list[Part] = []
+        for statement in source.statements:
+            with placed(statement):
+                self.parts.append(Part(statement, self.constants))
+        self._place()
+        while self._grow():
+            self._place()
+
+    def _grow(self) -> bool:
+        grown = False
+        for part in self.parts:
+            with placed(part.statement):
+                grown |= part.grow(self)
+        return grown
+
+    def _place(self) -> None:
+        """Give every statement its address, and every name its value."""
+        address = self.origin
+        for part in self.parts:
+            self.labels.update(dict.fromkeys(part.statement.labels, address))
+            with placed(part.statement):
+                address = part.place(address)
+            if address - self.origin > CODE_LIMIT:
+                raise AssemblyError(f"line {part.statement.number}: more than {CODE_LIMIT} bytes of code")
+        self.names = {**self.constants, **self.labels}
+        self.higher = {**self.constants, **{name: value + 1 for name, value in self.labels.items()}}
+        for part in self.parts:
+            item = part.statement.item
+            if isinstance(item, Equation):
+                with placed(part.statement):
+                    self.names[item.name] = item.value.evaluate(self.names, part.address)
+                    self.higher[item.name] = item.value.evaluate(self.higher, part.address + 1)
+
+    def value(self, expression: Expression, part: Part) -> int:
+        """Return the value of an expression of a statement."""
+        return expression.evaluate(self.names, part.address)
+
+    def value_of(self, place: Field, part: Part) -> int:
+        """Return what a field gets: the value, or its distance from the end of the instruction if it is an address."""
+        value = self.value(place.value, part)
+        if not place.relative:
+            return value
+        moves = place.value.evaluate(self.higher, part.address + 1) - value
+        if moves not in (0, 1):
+            raise Misplaced(place.value.column or 1, "this adds up addresses; take one, and numbers")
+        return value - (part.address + part.size) if moves else value
+
+    def assembly(self) -> Assembly:
+        """Return the result."""
+        lines: list[Line] = []
+        spans: list[Span] = []
+        code = bytearray()
+        for part in self.parts:
+            statement = part.statement
+            with placed(statement):
+                raw = part.code(self)
+            if raw:
+                lines.append(Line(part.address, raw, statement.number, statement.text))
+                bits = statement.bits if isinstance(statement.item, Instruction) else 0
+                _extend(spans, part.address, part.address + len(raw), bits)
+            code += raw
+        if not code:
+            raise AssemblyError("the source holds no code")
+        constants = {name: value for name, value in self.names.items() if name not in self.labels}
+        return Assembly(bytes(code), self.origin, dict(self.labels), constants, lines, spans)
 
 
-def _keystone(text: str, origin: int) -> bytes | str:
-    """Return the code, or Keystone's complaint."""
-    import keystone
-
-    engine = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64)
+@contextmanager
+def placed(statement: Statement) -> Iterator[None]:
+    """Give an error of this statement its line."""
     try:
-        encoded, _ = engine.asm(hexadecimal(text), origin, as_bytes=True)
-    except keystone.KsError as error:
-        return str(error.message)
-    return encoded if isinstance(encoded, bytes) else "nothing came out; say the operand's width, as in 'byte ptr [x]'"
-
-
-def _locate(source: Source, complaint: str) -> AssemblyError:
-    """Find the line that Keystone refused: assemble each by itself, with all names known."""
-    known = "".join(f".equ {name}, 0\n" for name in source.names)
-    for statement in source.statements:
-        alone = f"{known}.code{statement.bits}\n{statement.code}\n.byte 0"
-        reason = _keystone(alone, 0)
-        if isinstance(reason, str):
-            return _at(statement, AssemblyError(_plain(reason)))
-    return AssemblyError(f"{_plain(complaint)}; no single line is at fault")
-
-
-def _plain(complaint: str) -> str:
-    return complaint.split(" (KS_ERR")[0].replace("Cannot find a symbol", "a name is not defined").lower()
-
-
-def _at(statement: Statement, error: AssemblyError) -> AssemblyError:
-    return AssemblyError(f"line {statement.number}: {error}: {statement.text}")
-
-
-def _finish(source: Source, code: bytes, addresses: list[int], values: dict[str, int], origin: int) -> Assembly:
-    lines: list[Line] = []
-    spans: list[Span] = []
-    ends = [*addresses[1:], origin + len(code)]
-    for statement, start, end in zip(source.statements, addresses, ends, strict=True):
-        raw = code[start - origin : end - origin]
-        if statement.kind == "instruction":
-            try:
-                check_instruction(statement.plain, raw, bits=statement.bits, address=start)
-            except AssemblyError as error:
-                raise _at(statement, error) from None
-        elif not raw:
-            continue
-        lines.append(Line(start, raw, statement.number, statement.text))
-        _extend(spans, start, end, statement.bits if statement.kind == "instruction" else 0)
-    if not code:
-        raise AssemblyError("the source holds no code")
-    defined = {line.split()[1].rstrip(",") for line in source.equations}
-    symbols = {name: value for name, value in values.items() if name not in defined}
-    constants = {name: value for name, value in values.items() if name in defined}
-    return Assembly(code, origin, symbols, constants, lines, spans)
+        yield
+    except Misplaced as error:
+        raise located(error, statement.number, statement.text) from None
 
 
 def _extend(spans: list[Span], start: int, end: int, bits: int) -> None:

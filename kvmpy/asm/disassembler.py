@@ -47,15 +47,16 @@ def disassemble(
 
 
 @functools.cache
-def capstone_engine(bits: int) -> Any:
-    """Return the Capstone engine for a mode; ConfigError when there is no such mode."""
+def capstone_engine(bits: int, detail: bool = False) -> Any:
+    """Return the Capstone engine for a mode, with `detail` of operands too; ConfigError when there is no such mode."""
     import capstone
 
     modes = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}
     if bits not in modes:
         raise ConfigError(f"{bits}-bit code: there is 16, 32 and 64")
     engine = capstone.Cs(capstone.CS_ARCH_X86, modes[bits])
-    engine.skipdata = True
+    engine.skipdata = not detail
+    engine.detail = detail
     return engine
 
 

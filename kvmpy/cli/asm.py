@@ -83,12 +83,14 @@ def listing(assembly: Assembly) -> list[str]:
 
 
 def read_text(name: str) -> str:
-    """Read a source file, or standard input for `-`."""
+    """Read a source file, or standard input for `-`: as much as the assembler takes, and one more."""
+    from kvmpy.asm.source import SOURCE_LIMIT
+
     try:
         if name == "-":
-            return sys.stdin.read()
+            return sys.stdin.read(SOURCE_LIMIT + 1)
         with open(name, encoding="utf-8") as file:
-            return file.read()
+            return file.read(SOURCE_LIMIT + 1)
     except (OSError, ValueError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise ImageError(f"{name}: cannot be read: {reason}") from None

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from console import DEADLINE, KVMPY, kvmpy, needs_kvm
+from console import DEADLINE, KVMPY, kvmpy, needs_kvm, one_line
 
 import kvmpy as package
 from kvmpy.accel.probe import PROBES
@@ -92,10 +92,16 @@ def test_asm_lists_addresses_bytes_and_source() -> None:
     ]
 
 
+def test_asm_reads_no_more_than_a_source_may_have() -> None:
+    done = kvmpy("asm", "/dev/zero")
+    assert done.returncode == 66
+    assert "4194304 is the most" in one_line(done.stderr)
+
+
 def test_asm_names_file_line_and_text() -> None:
     done = kvmpy("asm", "-", input=b"nop\nmov al, bx\n")
     assert done.returncode == 66
-    assert done.stderr.decode().startswith("kvmpy: -: line 2: ")
+    assert done.stderr.decode().startswith("kvmpy: -: line 2, column 1: ")
     assert "mov al, bx" in done.stderr.decode()
 
 
