@@ -46,9 +46,14 @@ struct kvm_pit_state2 { struct kvm_pit_channel_state channels[3]; __u32 flags; _
 struct kvm_reinject_control { __u8 pit_reinject; __u8 reserved[31]; };
 struct kvm_irq_routing_irqchip { __u32 irqchip, pin; };
 struct kvm_irq_routing_msi { __u32 address_lo, address_hi, data; union { __u32 pad; __u32 devid; }; };
+/* Not of x86, but it is what aligns the entries to 8 bytes. */
+struct kvm_irq_routing_s390_adapter { __u64 ind_addr, summary_addr, ind_offset; __u32 summary_offset, adapter_id; };
 struct kvm_irq_routing_entry {
     __u32 gsi, type, flags, pad;
-    union { struct kvm_irq_routing_irqchip irqchip; struct kvm_irq_routing_msi msi; __u32 pad[8]; } u;
+    union {
+        struct kvm_irq_routing_irqchip irqchip; struct kvm_irq_routing_msi msi;
+        struct kvm_irq_routing_s390_adapter adapter; __u32 pad[8];
+    } u;
 };
 struct kvm_irq_routing { __u32 nr, flags; struct kvm_irq_routing_entry entries[]; };
 struct kvm_irqfd { __u32 fd, gsi, flags, resamplefd; __u8 pad[16]; };
