@@ -38,7 +38,7 @@ def main() -> int:
             failed = run_round(pytest_options)
             failures.update(failed)
             seconds = time.monotonic() - start
-            print(f"round {number} of {options.rounds}: {len(failed)} failed, {seconds:.0f} s", flush=True)
+            print(f"round {number} of {options.rounds}: {len(failed)} failed, {seconds:.0f} s", *failed, flush=True)
     for name, times in failures.most_common():
         print(f"{name}: failed in {times} of {options.rounds} rounds")
     return 1 if failures else 0
