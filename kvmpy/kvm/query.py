@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 
-from kvmpy.errors import UnsupportedError
+from kvmpy.errors import ConfigError, UnsupportedError
 from kvmpy.kvm.binding import CData, Fd, constant, ffi, has
 from kvmpy.kvm.capabilities import CAPABILITIES
+
+ARGUMENTS = 4  # of KVM_ENABLE_CAP
 
 
 def check_extension(fd: Fd, name: str) -> int:
@@ -14,6 +16,15 @@ def check_extension(fd: Fd, name: str) -> int:
     if name not in CAPABILITIES:
         raise UnsupportedError(f"{name} is no capability of KVM on x86 that kvmpy knows; see kvmpy.kvm.capabilities")
     return fd.ioctl_value("KVM_CHECK_EXTENSION", constant(name)) if has(name) else 0
+
+
+def enable_cap(fd: Fd, name: str, args: tuple[int, ...]) -> None:
+    """Switch a capability of a VM or vCPU on, with its arguments, four numbers of 64 bits at most."""
+    if name not in CAPABILITIES:
+        raise UnsupportedError(f"{name} is no capability of KVM on x86 that kvmpy knows; see kvmpy.kvm.capabilities")
+    if len(args) > ARGUMENTS or not all(0 <= value < 1 << 64 for value in args):
+        raise ConfigError(f"{name} on {fd.target}: it takes up to {ARGUMENTS} numbers of 64 bits, not {list(args)}")
+    fd.ioctl("KVM_ENABLE_CAP", ffi.new("struct kvm_enable_cap *", {"cap": constant(name), "args": args}))
 
 
 def get_cpuid(fd: Fd, ioctl: str) -> CData:

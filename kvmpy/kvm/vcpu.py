@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import mmap
 
-from kvmpy.errors import KvmpyError
+from kvmpy.errors import ConfigError, KvmpyError
 from kvmpy.kvm.binding import PAGE_SIZE, CData, Fd, constant, ffi, ioctl_error, lib, to_bytes
 from kvmpy.kvm.device import access_attribute, has_attribute
-from kvmpy.kvm.query import get_cpuid, get_msrs
+from kvmpy.kvm.query import enable_cap, get_cpuid, get_msrs
 from kvmpy.kvm.stats import StatsFd
 
 TYPE_CHECKING = False
@@ -315,7 +314,7 @@ class VcpuFd(Fd):
 
     def enable_cap(self, name: str, *args: int) -> None:
         """Switch a capability on for this vCPU."""
-        self.ioctl("KVM_ENABLE_CAP", ffi.new("struct kvm_enable_cap *", {"cap": constant(name), "args": args}))
+        enable_cap(self, name, args)
 
     def has_attribute(self, group: int, attribute: int) -> bool:
         """Tell whether the vCPU knows the attribute, such as the TSC offset (group 0, attribute 0)."""
@@ -344,7 +343,9 @@ class VcpuFd(Fd):
     def harvest_dirty_ring(self) -> list[tuple[int, int]]:
         """Return (slot, page) of pages written since the last harvest; `VmFd.reset_dirty_rings()` frees the room."""
         if self._ring_map is None:
-            raise ioctl_error("KVM_RESET_DIRTY_RINGS", self.target, errno.ENOTTY)
+            raise ConfigError(
+                f"harvesting the dirty ring of {self.target}: it is not mapped; call map_dirty_ring() first"
+            )
         dirty, reset = constant("KVM_DIRTY_GFN_F_DIRTY"), constant("KVM_DIRTY_GFN_F_RESET")
         pages = []
         with ffi.from_buffer("struct kvm_dirty_gfn[]", self._ring_map, require_writable=True) as ring:

@@ -5,15 +5,69 @@ from __future__ import annotations
 from kvmpy.errors import ConfigError
 from kvmpy.kvm.binding import CData, Fd, constant, ffi
 from kvmpy.kvm.device import DeviceFd
-from kvmpy.kvm.query import check_extension
+from kvmpy.kvm.query import check_extension, enable_cap
 from kvmpy.kvm.stats import StatsFd
 from kvmpy.kvm.vcpu import VcpuFd
+from kvmpy.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MSR_INDEX_LIMIT = 1 << 32
+
+
+@record
+class MsrRange:
+    """`count` MSRs from `base` on, denied to reading, writing or both; those of `allowed` are allowed."""
+
+    base: int
+    count: int = 1
+    read: bool = True
+    write: bool = True
+    allowed: frozenset[int] = frozenset()
+
+    def flags(self) -> int:
+        """Return which accesses it speaks of, as KVM has it."""
+        return self.read * constant("KVM_MSR_FILTER_READ") | self.write * constant("KVM_MSR_FILTER_WRITE")
+
+    def bitmap(self) -> bytes:
+        """Return a bit for each MSR, set where it is allowed, in whole 64-bit words."""
+        bits = sum(1 << index - self.base for index in self.allowed)
+        return bits.to_bytes(-(-self.count // 64) * 8, "little")
+
+    def check(self) -> None:
+        """Raise ConfigError unless KVM could take it."""
+        most = 8 * constant("KVM_MSR_FILTER_MAX_BITMAP_SIZE")
+        if not 0 < self.count <= most or not 0 <= self.base <= MSR_INDEX_LIMIT - self.count:
+            raise ConfigError(
+                f"MSR filter: {self.count} MSRs from {self.base:#x}; there can be 1 to {most}, of 32 bits"
+            )
+        if not self.read and not self.write:
+            raise ConfigError(f"MSR filter: the range at {self.base:#x} speaks of neither reading nor writing")
+        outside = [index for index in self.allowed if not 0 <= index - self.base < self.count]
+        if outside:
+            raise ConfigError(f"MSR filter: {outside[0]:#x} is not in the range of {self.count} from {self.base:#x}")
+
+
+def _joined(ranges: Iterable[MsrRange | int]) -> list[MsrRange]:
+    """Return checked ranges, with single MSRs that follow one another made one."""
+    wanted: list[MsrRange] = []
+    single: list[int] = []
+    for item in ranges:
+        if isinstance(item, MsrRange):
+            wanted.append(item)
+        else:
+            single.append(item)
+    runs: list[MsrRange] = []
+    for index in sorted(set(single)):
+        if runs and runs[-1].base + runs[-1].count == index:
+            runs[-1].count += 1
+        else:
+            runs.append(MsrRange(index))
+    for item in (*wanted, *runs):
+        item.check()
+    return wanted + runs
 
 
 class VmFd(Fd):
@@ -34,7 +88,7 @@ class VmFd(Fd):
 
     def enable_cap(self, name: str, *args: int) -> None:
         """Switch a capability on for this VM, with up to four arguments (KVM_ENABLE_CAP)."""
-        self.ioctl("KVM_ENABLE_CAP", ffi.new("struct kvm_enable_cap *", {"cap": constant(name), "args": args}))
+        enable_cap(self, name, args)
 
     def create_vcpu(self, vcpu_id: int = 0) -> VcpuFd:
         """Create the vCPU with this id (its initial APIC id)."""
@@ -208,18 +262,25 @@ class VmFd(Fd):
         mask = sum(constant(f"KVM_MSR_EXIT_REASON_{name}") for name, on in reasons.items() if on)
         self.enable_cap("KVM_CAP_X86_USER_SPACE_MSR", mask)
 
-    def filter_msrs(self, denied: Iterable[int], *, read: bool = True, write: bool = True) -> None:
-        """Deny the guest these MSRs; with `exit_on_msrs()` a denied access exits. No MSR at all lifts the filter."""
-        flags = (constant("KVM_MSR_FILTER_READ") if read else 0) | (constant("KVM_MSR_FILTER_WRITE") if write else 0)
-        request = ffi.new("struct kvm_msr_filter *", {"flags": constant("KVM_MSR_FILTER_DEFAULT_ALLOW")})
+    def filter_msrs(self, ranges: Iterable[MsrRange | int], *, default_deny: bool = False) -> None:
+        """Deny the guest MSRs, in up to 16 ranges; an int is a range of one. No range at all lifts the filter.
+
+        MSRs outside of every range are allowed, or with `default_deny` denied. With `exit_on_msrs()` a denied access
+        exits. x2APIC MSRs are never filtered (api.rst, 4.97).
+        """
+        wanted = _joined(ranges)
+        if len(wanted) > constant("KVM_MSR_FILTER_MAX_RANGES"):
+            raise ConfigError(f"MSR filter: {len(wanted)} ranges; there can be {constant('KVM_MSR_FILTER_MAX_RANGES')}")
+        if default_deny and not wanted:
+            raise ConfigError(
+                "MSR filter: to deny all MSRs a range is needed that allows some; KVM refuses none at all"
+            )
+        default = "KVM_MSR_FILTER_DEFAULT_DENY" if default_deny else "KVM_MSR_FILTER_DEFAULT_ALLOW"
+        request = ffi.new("struct kvm_msr_filter *", {"flags": constant(default)})
         keep = []
-        for i, index in enumerate(sorted(set(denied))):
-            if i >= constant("KVM_MSR_FILTER_MAX_RANGES") or not 0 <= index < MSR_INDEX_LIMIT:
-                raise ConfigError(
-                    f"MSR filter: {index:#x} cannot be added; at most 16 MSRs of 32-bit index can be denied"
-                )
-            keep.append(ffi.new("__u8[8]"))  # all bits 0: denied
-            request.ranges[i] = {"flags": flags, "nmsrs": 1, "base": index, "bitmap": keep[-1]}
+        for number, span in enumerate(wanted):
+            keep.append(ffi.new("__u8[]", span.bitmap()))
+            request.ranges[number] = {"flags": span.flags(), "nmsrs": span.count, "base": span.base, "bitmap": keep[-1]}
         self.ioctl("KVM_X86_SET_MSR_FILTER", request)
 
     def create_device(self, kind: int, *, test: bool = False) -> DeviceFd | None:

@@ -57,7 +57,7 @@ def test_there_are_structs() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_struct_is_as_the_compiler_has_it(name: str, compiled: dict[str, list[int]]) -> None:
     ours = [ffi.sizeof(name), ffi.alignof(name)]
-    for field, info in fields(name):
+    for _, info in fields(name):
         kind = info.type  # type: ignore[attr-defined]
         is_open = kind.kind == "array" and kind.length is None
         ours += [info.offset, 0 if is_open else ffi.sizeof(kind)]  # type: ignore[attr-defined]
