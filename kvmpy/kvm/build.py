@@ -37,10 +37,10 @@ ffibuilder = FFI()
 ffibuilder.cdef(declarations)
 ffibuilder.set_source(
     "kvmpy.kvm._kvm",
-    f'#include "enter.h"\n{fallbacks(constants(declarations))}\n',
+    f'#include "enter.h"\n#include "newer.h"\n{fallbacks(constants(declarations))}\n',
     sources=["kvmpy/kvm/src/enter.c"],
     include_dirs=["kvmpy/kvm/src"],
-    depends=["kvmpy/kvm/src/enter.h"],
+    depends=["kvmpy/kvm/src/enter.h", "kvmpy/kvm/src/newer.h"],
     extra_compile_args=["-O2", "-std=gnu11", "-Wall"],
 )
 

@@ -90,6 +90,16 @@ class Kvm(Fd):
         """Return `struct kvm_cpuid2 *` with the features KVM emulates though the host may lack them."""
         return get_cpuid(self, "KVM_GET_EMULATED_CPUID")
 
+    def supported_hyperv_cpuid(self) -> CData:
+        """Return `struct kvm_cpuid2 *` with the Hyper-V leaves KVM can give a guest (KVM_CAP_SYS_HYPERV_CPUID)."""
+        return get_cpuid(self, "KVM_GET_SUPPORTED_HV_CPUID")
+
+    def supported_mce(self) -> int:
+        """Return IA32_MCG_CAP as a vCPU may have it: banks in bits 7:0 (Intel SDM vol. 3, 15.3.1.1)."""
+        out = ffi.new("uint64_t *")
+        self.ioctl("KVM_X86_GET_MCE_CAP_SUPPORTED", out)
+        return int(out[0])
+
     def msr_indices(self) -> list[int]:
         """Return the indices of the MSRs that make up a guest's state."""
         return self._msr_list("KVM_GET_MSR_INDEX_LIST")

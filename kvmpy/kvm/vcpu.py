@@ -266,7 +266,53 @@ class VcpuFd(Fd):
         """Set the debug registers."""
         self.ioctl("KVM_SET_DEBUGREGS", registers)
 
+    def get_nested_state(self, size: int) -> bytes:
+        """Return the state of a guest hypervisor; `size` is the VM's KVM_CAP_NESTED_STATE (api.rst, 4.114)."""
+        area = ffi.new("char[]", max(size, ffi.sizeof("struct kvm_nested_state")))
+        state = ffi.cast("struct kvm_nested_state *", area)
+        state.size = len(area)
+        self.ioctl("KVM_GET_NESTED_STATE", state)
+        return to_bytes(area, state.size)
+
+    def set_nested_state(self, data: bytes) -> None:
+        """Set what `get_nested_state()` gave."""
+        self.ioctl("KVM_SET_NESTED_STATE", ffi.from_buffer(data))
+
+    def get_one_reg(self, register: int) -> int:
+        """Return a register of 64 bits by KVM's id (KVM_REG_X86_*, since Linux 6.18; api.rst, 4.69)."""
+        out = ffi.new("uint64_t *")
+        self.ioctl("KVM_GET_ONE_REG", _one_reg(register, out))
+        return int(out[0])
+
+    def set_one_reg(self, register: int, value: int) -> None:
+        """Set a register of 64 bits by KVM's id."""
+        data = ffi.new("uint64_t *", value)
+        self.ioctl("KVM_SET_ONE_REG", _one_reg(register, data))
+
     # Events, debugging, the rest
+
+    def setup_mce(self, capabilities: int) -> None:
+        """Give the vCPU machine-check banks: IA32_MCG_CAP, within `Kvm.supported_mce()` (SDM vol. 3, 15.3.1.1)."""
+        self.ioctl("KVM_X86_SETUP_MCE", ffi.new("uint64_t *", capabilities))
+
+    def set_mce(self, bank: int, status: int, *, address: int = 0, misc: int = 0, mcg_status: int = 0) -> None:
+        """Put a machine-check event into a bank: IA32_MCi_STATUS, ADDR, MISC, and IA32_MCG_STATUS (15.3.2)."""
+        event = {"bank": bank, "status": status, "addr": address, "misc": misc, "mcg_status": mcg_status}
+        self.ioctl("KVM_X86_SET_MCE", ffi.new("struct kvm_x86_mce *", event))
+
+    def report_tpr_accesses(self, on: bool) -> None:
+        """Let accesses to the task-priority register exit (KVM_CAP_VAPIC)."""
+        self.ioctl("KVM_TPR_ACCESS_REPORTING", ffi.new("struct kvm_tpr_access_ctl *", {"enabled": on}))
+
+    def set_vapic_address(self, gpa: int) -> None:
+        """Place the page where KVM and the guest share the task-priority register (api.rst, 4.73)."""
+        self.ioctl("KVM_SET_VAPIC_ADDR", ffi.new("struct kvm_vapic_addr *", {"vapic_addr": gpa}))
+
+    def prefault(self, gpa: int, size: int) -> None:
+        """Map guest memory before the guest reaches for it (KVM_CAP_PRE_FAULT_MEMORY)."""
+        request = ffi.new("struct kvm_pre_fault_memory *", {"gpa": gpa, "size": size})
+        while request.size:
+            self.ioctl("KVM_PRE_FAULT_MEMORY", request)
 
     def translate(self, gva: int) -> CData:
         """Walk the guest's page tables: `struct kvm_translation *` for a linear address."""
@@ -356,3 +402,7 @@ class VcpuFd(Fd):
                 if len(pages) == len(ring):
                     break
         return pages
+
+
+def _one_reg(register: int, data: CData) -> CData:
+    return ffi.new("struct kvm_one_reg *", {"id": register, "addr": int(ffi.cast("uintptr_t", data))})

@@ -112,6 +112,26 @@ class VmFd(Fd):
         region = ffi.new("struct kvm_userspace_memory_region *", (slot, flags, gpa, size, address))
         self.ioctl("KVM_SET_USER_MEMORY_REGION", region)
 
+    def set_memory_region2(
+        self, slot: int, gpa: int, size: int, address: int, *, flags: int = 0, guest_memfd: int = 0, offset: int = 0
+    ) -> None:
+        """As `set_memory_region()`; with KVM_MEM_GUEST_MEMFD private pages come from a guest_memfd (api.rst, 4.140)."""
+        region = {
+            "slot": slot, "flags": flags, "guest_phys_addr": gpa, "memory_size": size, "userspace_addr": address,
+            "guest_memfd": guest_memfd, "guest_memfd_offset": offset,
+        }  # fmt: skip
+        self.ioctl("KVM_SET_USER_MEMORY_REGION2", ffi.new("struct kvm_userspace_memory_region2 *", region))
+
+    def create_guest_memfd(self, size: int) -> int:
+        """Return the descriptor of `size` bytes that only the guest can reach; the caller closes it."""
+        return self.ioctl("KVM_CREATE_GUEST_MEMFD", ffi.new("struct kvm_create_guest_memfd *", {"size": size}))
+
+    def set_memory_attributes(self, gpa: int, size: int, *, private: bool) -> None:
+        """Make pages private to the guest, or shared (api.rst, 4.141)."""
+        attributes = constant("KVM_MEMORY_ATTRIBUTE_PRIVATE") if private else 0
+        request = {"address": gpa, "size": size, "attributes": attributes}
+        self.ioctl("KVM_SET_MEMORY_ATTRIBUTES", ffi.new("struct kvm_memory_attributes *", request))
+
     def get_dirty_log(self, slot: int, pages: int) -> bytes:
         """Return the bitmap of the slot's pages written since the last call, bit 0 first; the log starts anew.
 
@@ -282,6 +302,26 @@ class VmFd(Fd):
             keep.append(ffi.new("__u8[]", span.bitmap()))
             request.ranges[number] = {"flags": span.flags(), "nmsrs": span.count, "base": span.base, "bitmap": keep[-1]}
         self.ioctl("KVM_X86_SET_MSR_FILTER", request)
+
+    def filter_pmu_events(self, events: Iterable[int], *, allow: bool, fixed: int = 0) -> None:
+        """Allow the guest these performance events only, or all but these; `fixed` is the mask of fixed counters.
+
+        An event is its select in bits 7:0 (AMD: and 35:32) and its unit mask in bits 15:8 (api.rst, 4.120).
+        """
+        listed = list(events)
+        action = constant("KVM_PMU_EVENT_ALLOW" if allow else "KVM_PMU_EVENT_DENY")
+        request = {"action": action, "nevents": len(listed), "fixed_counter_bitmap": fixed, "events": listed}
+        self.ioctl("KVM_SET_PMU_EVENT_FILTER", ffi.new("struct kvm_pmu_event_filter *", request))
+
+    def hyperv_eventfd(self, connection: int, fd: int, *, remove: bool = False) -> None:
+        """Signal the eventfd when a Hyper-V guest signals this connection (api.rst, 4.113)."""
+        flags = constant("KVM_HYPERV_EVENTFD_DEASSIGN") if remove else 0
+        request = {"conn_id": connection, "fd": fd, "flags": flags}
+        self.ioctl("KVM_HYPERV_EVENTFD", ffi.new("struct kvm_hyperv_eventfd *", request))
+
+    def set_xen_hvm(self, msr: int, *, flags: int = 0) -> None:
+        """Let a write to this MSR be Xen's request for hypercall pages; `flags` as KVM_CAP_XEN_HVM gives them."""
+        self.ioctl("KVM_XEN_HVM_CONFIG", ffi.new("struct kvm_xen_hvm_config *", {"flags": flags, "msr": msr}))
 
     def create_device(self, kind: int, *, test: bool = False) -> DeviceFd | None:
         """Create an in-kernel device (KVM_DEV_TYPE_*); with `test` only ask whether it could be created."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -16,6 +17,7 @@ from kvmpy.kvm.vm import VmFd
 
 MEMORY = 1 << 20
 CODE = 0x1000
+DEADLINE = 20.0  # seconds that a guest may run
 
 
 class Bare:
@@ -43,6 +45,11 @@ class Bare:
         """Return a vCPU about to run these bytes in real mode at CODE."""
         self.memory[CODE : CODE + len(bytes.fromhex(code))] = bytes.fromhex(code)
         vcpu = self._stack.enter_context(self.vm.create_vcpu(number))
+        watchdog = threading.Timer(DEADLINE, vcpu.kick)
+        watchdog.daemon = True
+        watchdog.start()
+        self._stack.callback(watchdog.join)
+        self._stack.callback(watchdog.cancel)
         sregs = vcpu.get_sregs()
         for name in ("cs", "ds", "es", "ss"):
             segment = getattr(sregs, name)

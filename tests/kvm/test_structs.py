@@ -33,9 +33,11 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
         for field, _ in fields(name):
             numbers += [f"offsetof({name}, {field})", size_of_field(name, field)]
         lines += [f'printf("{name}' + " %zu" * len(numbers) + f'\\n", {", ".join(numbers)});']
-    program = "#include <stddef.h>\n#include <stdio.h>\n#include <linux/kvm.h>\nint main(void) {\n"
+    program = '#include <stddef.h>\n#include <stdio.h>\n#include "newer.h"\nint main(void) {\n'
     (folder / "structs.c").write_text(program + "\n".join(lines) + "\nreturn 0; }\n")
-    subprocess.run(["gcc", "-w", "-o", folder / "structs", folder / "structs.c"], check=True)
+    subprocess.run(
+        ["gcc", "-w", f"-I{CDEF.parent / 'src'}", "-o", folder / "structs", folder / "structs.c"], check=True
+    )
     said = subprocess.run([folder / "structs"], check=True, capture_output=True, text=True).stdout
     return {" ".join(words[:2]): list(map(int, words[2:])) for words in map(str.split, said.splitlines())}
 

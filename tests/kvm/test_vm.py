@@ -366,8 +366,22 @@ def test_a_capability_that_is_none(bare: Bare) -> None:
         bare.vcpu().enable_cap("KVM_CAP_NONSENSE")
 
 
+def test_the_tsc_of_vcpus_to_come(bare: Bare) -> None:
+    if not bare.vm.capability("KVM_CAP_VM_TSC_CONTROL"):
+        pytest.skip("this host's KVM has one TSC frequency per vCPU only")
+    khz = bare.vm.tsc_khz()
+    bare.vm.set_tsc_khz(khz)
+    bare.add_memory()
+    vcpu = bare.vcpu()
+    assert vcpu.tsc_khz() == khz
+    vcpu.set_tsc_khz(khz)
+    with pytest.raises(KvmError, match="KVM_SET_TSC_KHZ"):
+        vcpu.set_tsc_khz(1)
+
+
 def test_what_describes_the_host(kvm: Kvm) -> None:
     assert kvm.api_version() == 12
+    assert kvm.vcpu_mmap_size() % 4096 == 0
     assert {1, 0} <= {kvm.supported_cpuid().entries[i].function for i in range(kvm.supported_cpuid().nent)}
     assert kvm.emulated_cpuid().nent >= 0
     assert 0x174 in kvm.msr_indices()  # IA32_SYSENTER_CS
