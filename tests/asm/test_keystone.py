@@ -11,6 +11,7 @@ import keystone
 import pytest
 
 from kvmpy.asm import assemble, encode
+from kvmpy.errors import AssemblyError
 
 ROOT = Path(__file__).parents[2]
 OPERAND = r"(-?0x[0-9a-f]+|[a-z0-9]+(\([0-7]\))?|([a-z]+ ptr )?([c-gs]s:)?\[[a-z0-9+*x -]+\]|[a-z]+ ptr -?0x[0-9a-f]+)"
@@ -69,3 +70,10 @@ def test_it_sees_canonical_instructions_and_numbers_in_base_16_only(
 def test_what_is_written_is_what_comes_out(source: str, bits: int, code: str) -> None:
     """Intel SDM vol. 2; GNU as 2.40 gives the same."""
     assert assemble(source, bits=bits).code.hex() == code
+
+
+@pytest.mark.parametrize(("mnemonic", "bits"), [("cqo", 32), ("cdqe", 32), ("cqo", 16)])
+def test_an_instruction_that_the_mode_does_not_have_is_not_another_one(mnemonic: str, bits: int) -> None:
+    """Keystone makes CDQ of CQO there, and CWDE of CDQE."""
+    with pytest.raises(AssemblyError, match="another instruction"):
+        assemble(mnemonic, bits=bits)
