@@ -31,7 +31,7 @@ def plan_flat(name: str, image: bytes, sidecar: Sidecar, *, memory: int, append:
     """
     load = LOAD_ADDRESS[sidecar.mode] if sidecar.load is None else sidecar.load
     entry = load if sidecar.entry is None else sidecar.entry
-    text = append.encode() + b"\0" if append else b""
+    text = append.encode("utf-8", "surrogateescape") + b"\0" if append else b""
     if sidecar.size is not None and len(image) != sidecar.size:
         raise ImageError(
             f"{name}: {len(image)} bytes, its sidecar says {sidecar.size}; the file is damaged, rebuild it"

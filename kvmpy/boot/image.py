@@ -52,6 +52,8 @@ def plan_image(
     path = find_image(name)
     image = read_image(name, path, memory, deadline)
     sidecar = sidecar_beside(path)
+    if mode is None and load is None and not sidecar.symbols:
+        check_flat(name, image)
     if mode is not None and mode != sidecar.mode:
         sidecar.mode, sidecar.load, sidecar.entry = mode, None, None
     if load is not None:
@@ -59,6 +61,23 @@ def plan_image(
     if entry is not None:
         sidecar.entry = entry
     return plan_flat(os.path.basename(path), image, sidecar, memory=memory, append=append)
+
+
+# How other kinds of files begin: where, with what, what they are, and what to do with them.
+OTHERS = (
+    (0, b"\x7fELF", "an ELF file", "make a flat image of it with 'objcopy -O binary'"),
+    (0, b"\x1f\x8b", "compressed by gzip", "unpack it with 'gunzip'"),
+    (0, b"\xfd7zXZ", "compressed by xz", "unpack it with 'unxz'"),
+    (0, b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it with 'unzstd'"),
+    (0x202, b"HdrS", "a Linux kernel (bzImage)", "it needs a loader of its own"),
+)
+
+
+def check_flat(name: str, image: bytes) -> None:
+    """Raise ImageError for a file that is plainly something else; whoever says how to load it is believed."""
+    for at, magic, what, advice in OTHERS:
+        if image[at : at + len(magic)] == magic:
+            raise ImageError(f"{name}: is {what}, no flat image; {advice}, or say --mode and --load if it is meant so")
 
 
 def read_image(name: str, path: str, limit: int, deadline: float | None = None) -> bytes:

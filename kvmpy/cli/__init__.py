@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import os
 import sys
 
 from kvmpy.cli.exit_codes import ExitCode, exit_code_of
+from kvmpy.cli.streams import UNWRITABLE, complain, forget_stdout, open_standard_descriptors
 from kvmpy.errors import KvmpyError
 
 TYPE_CHECKING = False
@@ -50,7 +52,7 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the process's exit code."""
-    _open_standard_descriptors()
+    open_standard_descriptors()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "help"):
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return _print(f"kvmpy {__version__}\n")
     if name not in COMMANDS:
-        print(f"kvmpy: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        complain(f"kvmpy: no command {name!r}; there are {', '.join(COMMANDS)}")
         return ExitCode.USAGE
     return _run(command_module(name), arguments[1:])
 
@@ -84,48 +86,45 @@ def command_module(name: str) -> ModuleType:
 
 
 def _run(command: ModuleType, arguments: Sequence[str]) -> int:
-    parser: argparse.ArgumentParser = command.parser()
-    options = parser.parse_args(arguments)
+    options = None
     try:
+        options = _parse(command.parser(), arguments)
         code: int = command.run(options)
-        if sys.stdout:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except KvmpyError as error:
         if getattr(options, "debug", False):
             raise
-        print(f"kvmpy: {error}", file=sys.stderr)
+        complain(f"kvmpy: {error}")
         return exit_code_of(error)
-    except BrokenPipeError:
-        _forget_stdout()
-        return ExitCode.OUTPUT_CLOSED
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        return _output_failed(error)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     return code
 
 
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse; the help that this may print is written out before the process ends."""
+    try:
+        return parser.parse_args(arguments)
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+
+
 def _print(text: str, code: int = 0) -> int:
     try:
         print(text, end="", flush=True)
-    except BrokenPipeError:
-        _forget_stdout()
-        return ExitCode.OUTPUT_CLOSED
+    except OSError as error:
+        return _output_failed(error)
     return code
 
 
-def _open_standard_descriptors() -> None:
-    """Keep 0, 1 and 2 from being given to something else where the caller has closed them.
-
-    Each is opened the wrong way round, so that reading standard input and writing standard output fail as before.
-    """
-    for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, flags)
-
-
-def _forget_stdout() -> None:
-    """Keep the interpreter from complaining at exit that it cannot flush a closed standard output."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
+def _output_failed(error: OSError) -> int:
+    """Tell that standard output took no more, unless whoever read it simply went away."""
+    if error.errno != errno.EPIPE:
+        complain(f"kvmpy: standard output: {os.strerror(error.errno or 0).lower()}; nothing more is written")
+    forget_stdout()
+    return ExitCode.OUTPUT_CLOSED

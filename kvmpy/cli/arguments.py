@@ -7,17 +7,31 @@ import os
 import sys
 
 from kvmpy.accel.choose import NAMES, VARIABLE, open_accelerator
+from kvmpy.cli.streams import complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
     from kvmpy.accel.base import Accelerator
 
-UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+LARGEST = 1 << 52  # bytes that an x86 processor can address (Intel SDM vol. 3, 4.1.4)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose help fails where it cannot be written; argparse's own keeps quiet about it."""
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        if file and file is sys.stdout:
+            file.write(message)
+        else:
+            complain(message.rstrip("\n"))
 
 
 def command_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """Return the parser of one command."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"kvmpy {name}",
         description=description,
         epilog=epilog,
@@ -48,7 +62,7 @@ def open_chosen(options: argparse.Namespace) -> Accelerator:
     """Open what `add_accelerator()` let the user choose, and say so when it is not the first choice."""
     accelerator = open_accelerator(options.accel)
     if accelerator.instead_of:
-        print(f"kvmpy: the software CPU runs the guest, for {accelerator.instead_of}", file=sys.stderr)
+        complain(f"kvmpy: the software CPU runs the guest, for {accelerator.instead_of}")
     return accelerator
 
 
@@ -64,14 +78,14 @@ def address(text: str) -> int:
 
 
 def size(text: str) -> int:
-    """Read a size with an optional unit K, M or G."""
+    """Read a size with an optional unit K, M, G or T."""
     digits, unit = (text[:-1], UNITS[text[-1].lower()]) if text[-1:].lower() in UNITS else (text, 1)
     try:
         value = int(digits, 0) * unit
     except ValueError:
         value = 0
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 64M, 1G or a number of bytes")
+    if not 0 < value <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no size; write 64M, 1G or a number of bytes up to 4096T")
     return value
 
 

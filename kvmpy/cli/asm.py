@@ -97,14 +97,12 @@ def read_text(name: str) -> str:
 
 
 def _write(name: str, data: bytes) -> None:
+    if name == "-":
+        sys.stdout.buffer.write(data)
+        return
     try:
-        if name == "-":
-            sys.stdout.buffer.write(data)
-            return
         with open(name, "wb") as file:
             file.write(data)
-    except BrokenPipeError:
-        raise
     except OSError as error:
         raise ImageError(f"{name}: cannot be written: {os.strerror(error.errno or 0)}") from None
 

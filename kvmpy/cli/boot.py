@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import time
 
 from kvmpy.boot.image import plan_image
 from kvmpy.cli.arguments import add_accelerator, address, command_parser, count, open_chosen, seconds, size
 from kvmpy.cli.exit_codes import EXPLAINED, exit_code_of
 from kvmpy.cli.report import Recorder
+from kvmpy.cli.streams import complain
 from kvmpy.cli.terminal import Keyboard, RawTerminal
 from kvmpy.machine.chips import NAMES
 from kvmpy.machine.machine import DEFAULT_MEMORY, Machine
@@ -160,13 +160,13 @@ def _explain(options: argparse.Namespace, stop: Stop, machine: Machine, plan: Bo
     if stop.crashed:
         from kvmpy.lab.postmortem import post_mortem
 
-        print("\n".join(post_mortem(stop, machine, plan.symbols)), file=sys.stderr)
+        complain("\n".join(post_mortem(stop, machine, plan.symbols)))
     elif not stop.clean or options.debug:
-        print(f"kvmpy: {stop.kind}: {stop.detail}", file=sys.stderr)
+        complain(f"kvmpy: {stop.kind}: {stop.detail}")
     if options.debug:
         for space in (machine.bus.ports, machine.bus.mmio):
             for (kind, at, width), times in sorted(space.unclaimed.items()):
-                print(f"kvmpy: no device at {space.name} {at:#x}: {times} x {kind} of {width} bytes", file=sys.stderr)
+                complain(f"kvmpy: no device at {space.name} {at:#x}: {times} x {kind} of {width} bytes")
 
 
 def _report(recorder: Recorder, stop: Stop, machine: Machine, seconds_run: float, code: int) -> str:
@@ -189,13 +189,18 @@ def _hexadecimal(registers: object) -> dict[str, str]:
 
 
 class Signals:
-    """While it is entered, SIGINT, SIGTERM and SIGHUP stop a machine that runs in good order; else they end kvmpy.
+    """While it is entered, signals stop a machine that runs in good order; else they end kvmpy.
+
+    All are caught whose default is to end a process: the terminal would stay raw.
 
     They end it at once: an exception would be lost where Python ignores one (the import system, for one, is called
     back when one of its locks goes), and there is nothing yet, or nothing any more, to put in order.
     """
 
-    CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    CAUGHT = (
+        signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM,
+        signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR,
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.code = 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from kvmpy.cli.arguments import command_parser, count, processors, size
+from kvmpy.cli.streams import complain
 from kvmpy.container.command_line import NAME
 from kvmpy.container.launch import NATIVE
 from kvmpy.container.simple import WITHOUT_FILTER, WITHOUT_ROOT, Wish, configuration
@@ -123,7 +123,7 @@ def prepare(options: argparse.Namespace) -> Creation:
 
 def warn(text: str) -> None:
     """Tell what is not as wished."""
-    print(f"kvmpy: {text}", file=sys.stderr)
+    complain(f"kvmpy: {text}")
 
 
 def show(creation: Creation, verbose: bool) -> None:

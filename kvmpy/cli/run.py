@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 
 from kvmpy.cli.arguments import add_accelerator, command_parser, processors, seconds, size
 from kvmpy.cli.exit_codes import exit_code_of
 from kvmpy.cli.report import Recorder
+from kvmpy.cli.streams import complain
 from kvmpy.errors import ConfigError
 from kvmpy.machine.stop import Stop, StopKind
 
@@ -189,7 +189,7 @@ def report(options: argparse.Namespace, go: Callable[[Output, int], Ending]) -> 
     if not options.json:
         stop = stop_of(go(None, -1), options.timeout)
         if stop.kind in (StopKind.TIMEOUT, StopKind.KILLED):
-            print(f"kvmpy: {stop.kind}: {stop.detail}", file=sys.stderr)
+            complain(f"kvmpy: {stop.kind}: {stop.detail}")
         return exit_code_of(stop)
     recorder = Recorder()
     reader, writer = os.pipe()

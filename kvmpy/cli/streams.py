@@ -1,0 +1,46 @@
+"""Standard output and error as they are: perhaps closed, full, or a pipe that nobody reads."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TextIO
+
+# What a write to standard output answers when it cannot be done; whatever else commands do turns into a KvmpyError.
+UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO, errno.EFBIG, errno.EDQUOT)
+
+
+def open_standard_descriptors() -> None:
+    """Keep 0, 1 and 2 from being given to something else where the caller has closed them.
+
+    Each is opened the wrong way round, so that reading standard input and writing standard output fail as before.
+    """
+    for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, flags)
+    if sys.stdout is None:  # so that what is printed fails, and is not lost without a word
+        sys.stdout = _writer(1)
+
+
+def _writer(fd: int) -> TextIO:
+    return open(fd, "w", closefd=False)
+
+
+def complain(text: str) -> None:
+    """Write a line to standard error; where nobody can read it there is nobody to tell."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def forget_stdout() -> None:
+    """Keep the interpreter from complaining at exit that it cannot flush standard output."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)

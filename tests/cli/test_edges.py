@@ -1,0 +1,125 @@
+"""The command line where things end: streams that are full or closed, sizes, bytes that are no text, other files."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import select
+import shutil
+import signal
+import subprocess
+import termios
+import time
+from pathlib import Path
+
+import pexpect
+import pytest
+from console import DEADLINE, KVMPY, kvmpy, one_line
+
+GUEST = str(Path(__file__).parents[2] / "guest" / "hello.asm")
+PRINTING = {
+    "--help": ["--help"],
+    "--version": ["--version"],
+    "boot --help": ["boot", "--help"],
+    "info": ["info", "--accel", "soft"],
+    "disasm": ["disasm", "hello.bin"],
+    "completion": ["completion", "bash"],
+    "asm": ["asm", GUEST],
+    "asm -o -": ["asm", GUEST, "-o", "-"],
+    "demo": ["demo"],
+    "boot": ["boot", "hello.bin", "--accel", "soft"],
+    "boot --json": ["boot", "hello.bin", "--json", "--accel", "soft"],
+    "run --json": ["run", "--as", "process", "--json", "true"],
+}
+
+
+@pytest.mark.parametrize("what", PRINTING)
+def test_standard_output_that_is_full(what: str) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*KVMPY, *PRINTING[what]], stdout=full, stderr=subprocess.PIPE, timeout=DEADLINE)
+    assert done.returncode == 74
+    assert "output" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("what", PRINTING)
+def test_standard_output_that_is_closed(what: str) -> None:
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *KVMPY, *PRINTING[what]]
+    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=DEADLINE)
+    assert done.returncode == 74
+    assert "output" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("arguments", [["boot", "no-such.bin"], ["nonsense"], ["boot", "hello.bin", "--debug"]])
+def test_standard_error_that_is_full_or_closed_changes_no_code(arguments: list[str]) -> None:
+    wanted = kvmpy(*arguments).returncode
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*KVMPY, *arguments], stdout=subprocess.PIPE, stderr=full, timeout=DEADLINE)
+    assert done.returncode == wanted
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *KVMPY, *arguments], capture_output=True, timeout=DEADLINE
+    )
+    assert closed.returncode == wanted
+
+
+@pytest.mark.parametrize("size", ["30G", "1T"])
+def test_more_memory_than_the_host_has_is_only_taken_when_it_is_touched(size: str) -> None:
+    done = kvmpy("boot", "hello.bin", "--accel", "soft", "--memory", size)
+    assert done.returncode in (0, 71)
+    assert done.returncode == 0 or "ask for less memory" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("size", ["1" + "0" * 100, "5000T", "0", "-1", "1P", "x", ""])
+def test_sizes_that_are_none(size: str) -> None:
+    done = kvmpy("boot", "hello.bin", f"--memory={size}")
+    assert done.returncode == 2
+    assert b"is no size" in done.stderr
+    assert len(done.stderr) < 1000
+
+
+def test_a_command_line_for_the_guest_that_is_no_text(tmp_path: Path) -> None:
+    """The bytes arrive as they are: a guest prints what RSI points to."""
+    source = "next: lodsb\ntest al, al\njz done\nout 0xe9, al\njmp next\ndone: hlt"
+    (tmp_path / "a.asm").write_text(source)
+    assert kvmpy("asm", str(tmp_path / "a.asm"), "-o", str(tmp_path / "a.img")).returncode == 0
+    command = [os.fsencode(word) for word in (*KVMPY, "boot", str(tmp_path / "a.img"), "--accel", "soft", "--append")]
+    done = subprocess.run([*command, b"a\xff\xfe"], capture_output=True, timeout=DEADLINE)
+    assert (done.stdout, done.returncode) == (b"a\xff\xfe", 0)
+
+
+def test_few_descriptors(tmp_path: Path) -> None:
+    command = ["sh", "-c", 'ulimit -n 5; exec "$@"', "sh", *KVMPY, "boot", "hello.bin", "--accel", "soft"]
+    done = subprocess.run(command, capture_output=True, timeout=DEADLINE)
+    assert done.returncode == 71
+    assert "ulimit -n" in one_line(done.stderr)
+
+
+FILES = {
+    "an ELF file": lambda: Path(shutil.which("true") or "/bin/true").read_bytes(),
+    "compressed by gzip": lambda: gzip.compress(b"kernel"),
+    "a Linux kernel": lambda: bytes(0x202) + b"HdrS" + bytes(1000),
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_files_that_are_no_flat_image_say_what_they_are(what: str, tmp_path: Path) -> None:
+    (tmp_path / "guest.img").write_bytes(FILES[what]()[:4096])
+    done = kvmpy("boot", str(tmp_path / "guest.img"), "--accel", "soft")
+    assert done.returncode == 66
+    assert what in one_line(done.stderr)
+    insisting = kvmpy("boot", str(tmp_path / "guest.img"), "--accel", "soft", "--mode", "real", "--timeout", "1")
+    assert insisting.returncode != 66
+
+
+@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGUSR1, signal.SIGALRM, signal.SIGTERM])
+def test_no_signal_leaves_the_terminal_raw(number: signal.Signals) -> None:
+    child = pexpect.spawn(KVMPY[0], [*KVMPY[1:], "boot", "echo.bin", "--accel", "soft"], timeout=DEADLINE)
+    before = termios.tcgetattr(child.child_fd)
+    end = time.monotonic() + DEADLINE
+    while termios.tcgetattr(child.child_fd) == before and time.monotonic() < end:
+        select.select([], [], [], 0.01)
+    assert termios.tcgetattr(child.child_fd) != before
+    os.kill(child.pid, number)
+    child.expect(pexpect.EOF)
+    assert termios.tcgetattr(child.child_fd) == before
+    child.close()
+    assert child.exitstatus == 128 + number
