@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         complain(f"kvmpy: no command {name!r}; there are {', '.join(COMMANDS)}")
         return ExitCode.USAGE
-    return _run(command_module(name), arguments[1:])
+    return _run(name, arguments[1:])
 
 
 def help_text() -> str:
@@ -85,9 +85,10 @@ def command_module(name: str) -> ModuleType:
         gc.enable()
 
 
-def _run(command: ModuleType, arguments: Sequence[str]) -> int:
+def _run(name: str, arguments: Sequence[str]) -> int:
     options = None
     try:
+        command = command_module(name)
         options = _parse(command.parser(), arguments)
         code: int = command.run(options)
         sys.stdout.flush()

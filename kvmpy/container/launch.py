@@ -64,7 +64,7 @@ class Launch:
         """Start the stage; return when it is ready, or raise what failed."""
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
         self._socket = ours
-        program = sealed("stage", join(read_file(STAGE), self.tape.image()))
+        program = sealed("stage", join(_read_stage(), self.tape.image()))
         try:
             self._stage = spawn(program, {self.tape.fds.report: theirs.fileno(), **descriptors})
         finally:
@@ -162,6 +162,13 @@ class Launch:
                 posix.kill(pid, SIGKILL)
                 posix.waitpid(pid, 0)
         self._stage = self.pid = 0
+
+
+def _read_stage() -> bytes:
+    try:
+        return read_file(STAGE)
+    except FileNotFoundError:
+        raise ContainerError(f"{STAGE} is not there; build it with 'pip install -e .' in the checkout") from None
 
 
 def sealed(name: str, data: bytes) -> int:

@@ -16,7 +16,8 @@ import pexpect
 import pytest
 from console import DEADLINE, KVMPY, kvmpy, one_line
 
-GUEST = str(Path(__file__).parents[2] / "guest" / "hello.asm")
+ROOT = Path(__file__).parents[2]
+GUEST = str(ROOT / "guest" / "hello.asm")
 PRINTING = {
     "--help": ["--help"],
     "--version": ["--version"],
@@ -123,3 +124,23 @@ def test_no_signal_leaves_the_terminal_raw(number: signal.Signals) -> None:
     assert termios.tcgetattr(child.child_fd) == before
     child.close()
     assert child.exitstatus == 128 + number
+
+
+@pytest.mark.parametrize("command", ["info", "boot hello.bin", "container run /", "compare --quick", "demo trap"])
+def test_a_checkout_that_was_not_built_says_how(command: str, tmp_path: Path) -> None:
+    """The sources alone, as git has them."""
+    shutil.copytree(ROOT / "kvmpy", tmp_path / "kvmpy", ignore=shutil.ignore_patterns("*.so", "guests", "__pycache__"))
+    for built in ("stage", "kvmpy-oci", "modules"):
+        (tmp_path / "kvmpy/container/native" / built).unlink(missing_ok=True)
+    start = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "sys.meta_path[:] = [finder for finder in sys.meta_path if 'ditable' not in repr(finder)]\n"
+        "from kvmpy.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [KVMPY[0], "-c", start, *command.split()], capture_output=True, timeout=DEADLINE, cwd=tmp_path
+    )
+    told = (done.stdout + done.stderr).decode()
+    assert done.returncode in (66, 69, 71, 125)
+    assert "pip install -e ." in told
+    assert "Traceback" not in told
