@@ -141,7 +141,7 @@ class Run:
         keyboard = Keyboard(STDIN, machine, lambda: machine.stop(Stop(StopKind.QUIT, "Ctrl-A x")))
         keyboard.watch()
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        with RawTerminal(STDIN), self._signals.stopping(machine):
+        with self._signals.stopping(machine), RawTerminal(STDIN):
             return machine.run(timeout=left, max_exits=self._options.max_exits)
 
     def _given_up(self) -> bool:
@@ -218,15 +218,20 @@ class Signals:
 
     @contextlib.contextmanager
     def stopping(self, machine: Machine) -> Iterator[None]:
-        """Stop this machine meanwhile."""
+        """Stop this machine meanwhile; one that comes before the machine has begun to run is found when it does."""
         self._machine = machine
+        machine.events.post(self._look)
         try:
             yield
         finally:
             self._machine = None
 
+    def _look(self) -> None:
+        if self._machine and self.code:
+            self._machine.stop(Stop(StopKind.QUIT, signal.Signals(self.code - 128).name))
+
     def _caught(self, number: int, _frame: FrameType | None) -> None:
         self.code = 128 + number
         if self._machine is None:
             os._exit(self.code)
-        self._machine.stop(Stop(StopKind.QUIT, signal.Signals(number).name))
+        self._look()

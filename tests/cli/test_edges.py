@@ -144,3 +144,25 @@ def test_a_checkout_that_was_not_built_says_how(command: str, tmp_path: Path) ->
     assert done.returncode in (66, 69, 71, 125)
     assert "pip install -e ." in told
     assert "Traceback" not in told
+
+
+# The signal comes when kvmpy has said that it wants it, and the machine does not run yet.
+EARLY = """
+import os, signal, sys
+from kvmpy.cli import main
+from kvmpy.machine.machine import Machine
+
+begin = Machine._begin_run
+
+def early(machine):
+    os.kill(os.getpid(), signal.SIGTERM)
+    begin(machine)
+
+Machine._begin_run = early
+sys.exit(main(["boot", "echo.bin", "--accel", "soft"]))
+"""
+
+
+def test_a_signal_just_before_the_guest_runs_is_not_lost() -> None:
+    with subprocess.Popen([KVMPY[0], "-c", EARLY], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.wait(DEADLINE) == 143
