@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from kvmpy.accel.base import Accelerator
+    from kvmpy.boot.plan import BootPlan
     from kvmpy.container.host import Json
 
 HELLO, KERNEL = "hello.bin", "guest.bin"
@@ -148,6 +149,7 @@ class Virtual(Subject):
     def __init__(self, accelerator: str) -> None:
         super().__init__()
         self.accelerator: Accelerator | None = None
+        self._plans: dict[tuple[str, int], BootPlan] = {}
         self.name = "vm" if accelerator == "kvm" else "software CPU"
         self._choice = accelerator
         self.what = {
@@ -172,7 +174,9 @@ class Virtual(Subject):
     def machine(self, image: str = HELLO, memory: int = SMALL) -> Machine:
         """Return a machine with a guest loaded."""
         assert self.accelerator
-        plan = plan_image(image, memory=memory)
+        plan = self._plans.get((image, memory))
+        if plan is None:  # the file is read once: a warm process has it
+            plan = self._plans[image, memory] = plan_image(image, memory=memory)
         machine = Machine(self.accelerator, memory=memory, irqchip="none" if image == HELLO else "auto")
         machine.load(plan)
         return machine
