@@ -15,6 +15,12 @@ DEADLINE = 30.0
 HAS_KVM = os.access("/dev/kvm", os.R_OK | os.W_OK)
 needs_kvm = pytest.mark.skipif(not HAS_KVM, reason="no usable /dev/kvm")
 KVMPY = (sys.executable, "-m", "kvmpy")
+NOBODY = 65534
+# An ordinary user, who may read what root has installed for itself.
+AS_NOBODY = (
+    "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
+    "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search",
+)  # fmt: skip
 
 
 class Console:

@@ -94,9 +94,8 @@ def _check_high_bytes(instruction: Instruction) -> None:
     """
     names = [o.name for o in instruction.operands if isinstance(o, Register)]
     high = [name for name in names if name in HIGH_BYTES]
-    names += [name for o in instruction.operands if isinstance(o, Memory) for name in o.registers]
-    needs = [n for n in names if n in NEED_REX or n.rstrip("dwb") in NEW or (n[0] == "r" and n in _WIDE)]
-    needs = [n for n in needs if n not in _addresses(instruction.operands) or n.rstrip("dwb") in NEW]
+    needs = [name for name in names if name in NEED_REX or name in _WIDE]
+    needs += [name for name in (*names, *_addresses(instruction.operands)) if name.rstrip("dwb") in NEW]
     if high and needs:
         raise Misplaced(instruction.column, f"{high[0]} cannot be used beside {needs[0]}, which needs a REX prefix")
 

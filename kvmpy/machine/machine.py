@@ -31,6 +31,7 @@ DEFAULT_MEMORY = 64 << 20
 FIRST_TICK = 0.001
 TICK = 0.02  # seconds between looks at vCPUs that stay in the guest
 JOIN_SECONDS = 5.0
+OWNED = ("gate", "eventfds", "events", "chips", "vm", "memory")  # what a machine closes, in this order
 
 
 class Machine:
@@ -65,30 +66,23 @@ class Machine:
         self._threads: list[VcpuThread] = []
         self._timer = Timer(lambda: None)
         self._state_lock = threading.RLock()  # re-entrant: `stop()` is called by signal handlers too
-        self._closed = False
+        self._closed = True  # until all is built: a signal may end this at any line, and `close()` needs all of it
         self._close_later = False
         self._runner: int | None = None  # the thread inside run()
         self._not_running = threading.Event()
         self._not_running.set()
-        self._closers: list[Callable[[], None]] = []
         try:
             self.memory = GuestMemory(memory)
-            self._closers.append(self.memory.close)
             self.vm = accelerator.create_vm(patch_hypercalls=patch_hypercalls)
-            self._closers.append(self.vm.close)
             self.vm.add_memory(self.memory)
             self.chips = make_chips(irqchip, self.vm)
-            self._closers.append(self.chips.close)
             if cpus > self.chips.cpu_limit:
                 raise ConfigError(
                     f"{cpus} vCPUs with irqchip {irqchip!r}: only the first could ever start; choose another irqchip"
                 )
             self.events = Events(self.vm.lock)
-            self._closers.append(self.events.close)
             self.eventfds = Eventfds(self.vm, self.chips, self.events)
-            self._closers.append(self.eventfds.close)
             self.gate = Gate()
-            self._closers.append(self.gate.close)
             self.sleepers = Sleepers(cpus, self.hold, self.gate.release)
             self.vcpus: list[Vcpu] = [self.vm.create_vcpu(i, cpus=cpus) for i in range(cpus)]
             self.bus = Bus(strict=strict, changed=self._forget_found)
@@ -97,6 +91,7 @@ class Machine:
             self.dispatches = [Dispatch(self, vcpu) for vcpu in self.vcpus]
             self.chips.attach(self)
             self.board = board(self)
+            self._closed = False
         except BaseException:
             self._release()
             raise
@@ -308,8 +303,9 @@ class Machine:
     def _release(self) -> None:
         with self._state_lock:
             self._closed = True
-            while self._closers:
-                self._closers.pop()()
+            for name in OWNED:
+                if (part := getattr(self, name, None)) is not None:
+                    part.close()
 
     def __enter__(self) -> Self:
         return self

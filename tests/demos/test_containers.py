@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from console import AS_NOBODY
 from stories import tell
 
 from kvmpy.demos.host import apart
@@ -19,12 +20,6 @@ from kvmpy.errors import HostError
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 CONTAINERS = ["namespaces", "chroot", "limits", "layers", "from-nothing", "side-by-side"]
-NOBODY = 65534
-# An ordinary user, who may read what root has installed for itself.
-AS_NOBODY = (
-    "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
-    "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search",
-)  # fmt: skip
 
 
 def host() -> tuple[object, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import resource
 import subprocess
@@ -12,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 import pytest
 from console import needs_kvm
@@ -27,6 +29,8 @@ from kvmpy.machine import machine as machine_module
 from kvmpy.machine.machine import Machine
 from kvmpy.machine.stop import Stop, StopKind
 from kvmpy.memory import GuestMemory, Region
+
+Trace = Callable[[FrameType, str, object], object]
 
 
 def descriptors() -> set[str]:
@@ -340,3 +344,38 @@ print("alive")
 def test_closing_at_any_moment_of_a_run_does_not_end_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", CLOSE_AT_ANY_MOMENT], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
+def test_a_constructor_interrupted_at_any_line_leaves_nothing(
+    accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal's handler may raise between any two lines: what was half built goes quietly, with all it holds."""
+    complaints: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    open_before = descriptors()
+    for stop_at in range(1_000):
+        lines = itertools.count()
+
+        def trace(
+            frame: FrameType, event: str, _argument: object, lines: Iterator[int] = lines, stop_at: int = stop_at
+        ) -> Trace | None:
+            if frame.f_code is not Machine.__init__.__code__:
+                return None
+            if event == "line" and next(lines) == stop_at:
+                raise KeyboardInterrupt
+            return trace
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # of what had no name yet
+            sys.settrace(trace)
+            try:
+                Machine(accelerator, memory=MEMORY).close()
+                break
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(None)
+            gc.collect()
+        assert descriptors() == open_before
+    assert stop_at > 20  # it was traced
+    assert complaints == []
