@@ -12,42 +12,30 @@ The probes of an accelerator's features run on it, and so do the tests on trappe
 
 from __future__ import annotations
 
-import struct
+from functools import cache
 
 from kvmpy.accel import exits
 from kvmpy.accel.base import Closing
 from kvmpy.cpu.modes import long_mode, protected_mode, real_mode
-from kvmpy.cpu.state import DescriptorTable, Segment
+from kvmpy.cpu.page_tables import PAGE_4K, PageTables
+from kvmpy.cpu.segments import Gate, Gdt, Idt, SystemType, Tss, code_segment, data_segment, tss_segment
 from kvmpy.memory import GuestMemory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpy.accel.base import Accelerator, Vcpu
     from kvmpy.accel.exits import Exit
-    from kvmpy.cpu.state import CpuState
+    from kvmpy.cpu.state import CpuState, SystemRegisters
 
 MEMORY = 2 << 20
 GDT, IDT, TSS, HANDLERS, CODE, DATA = 0x800, 0x5000, 0x6000, 0xB000, 0xC000, 0xD000
-PML4, PDPT, PD, PT = 0x1000, 0x2000, 0x3000, 0x4000
+PML4, PT = 0x1000, 0x4000
 STACK, USER_STACK = 0xFFF0, 0x18000
-TSS_LIMIT = 0x67 + 0x2000 + 1
-IO_BITMAP = TSS + 0x68
+IO_BITMAP = TSS + Tss.FIXED_SIZE
+OPEN_PORTS = range(256)  # to ring 3 too, so that handlers and tests can exit from there
 
 CODE32, DATA32, CODE64, USER_CODE32, USER_DATA, USER_CODE64, TSS_SELECTOR = 0x08, 0x10, 0x18, 0x23, 0x2B, 0x33, 0x38
-# Flat descriptors, accessed (Intel SDM vol. 3, 3.4.5); the TSS descriptor is busy (7.2.2).
-DESCRIPTORS = (
-    0,
-    0x00CF9B000000FFFF,
-    0x00CF93000000FFFF,
-    0x00AF9B000000FFFF,
-    0x00CFFB000000FFFF,
-    0x00CFF3000000FFFF,
-    0x00AFFB000000FFFF,
-    0x0000_8B00_0000_0000 | TSS << 16 | TSS_LIMIT,
-    0,
-)
 PRESENT_WRITABLE_USER = 0x7
-INTERRUPT_GATE_DPL3 = 0xEE
 KICK_LIMIT_SECONDS = 2.0
 
 
@@ -77,7 +65,7 @@ class Testbed(Closing):
         except BaseException:
             self.close()
             raise
-        for gpa, data in LAYOUT[bits]():
+        for gpa, data in layout(bits):
             self.memory.write(gpa, data)
 
     def load(self, code: bytes, *, ring: int = 0) -> None:
@@ -94,9 +82,7 @@ class Testbed(Closing):
             64: lambda: long_mode(CODE, STACK, PML4, gdt=GDT),
         }[self.bits]()
         if self.bits != 16:
-            state.sregs.gdt = DescriptorTable(GDT, 8 * len(DESCRIPTORS) - 1)
-            state.sregs.idt = DescriptorTable(IDT, 0xFFF if self.bits == 64 else 0x7FF)
-            state.sregs.tr = Segment(TSS_SELECTOR, TSS, TSS_LIMIT, type=0xB, s=0)
+            _load_tables(state.sregs, self.bits)
         if ring == 3:
             _enter_ring3(state, self.bits)
         return state
@@ -141,50 +127,66 @@ def run_for(vcpu: Vcpu, seconds: float) -> Exit:
         watchdog.join()
 
 
+def _load_tables(sregs: SystemRegisters, bits: int) -> None:
+    gdt = _gdt()
+    sregs.gdt, sregs.idt = gdt.register(GDT), _idt(bits).register(IDT)
+    sregs.tr = gdt.segment(TSS_SELECTOR)
+
+
 def _enter_ring3(state: CpuState, bits: int) -> None:
-    code = USER_CODE64 if bits == 64 else USER_CODE32
-    state.sregs.cs = Segment(code, 0, 0xFFFFFFFF, type=0xB, dpl=3, db=int(bits == 32), l=int(bits == 64), g=1)
+    gdt = _gdt()
+    state.sregs.cs = gdt.segment(USER_CODE64 if bits == 64 else USER_CODE32)
     for name in ("ds", "es", "fs", "gs", "ss"):
-        setattr(state.sregs, name, Segment(USER_DATA, 0, 0xFFFFFFFF, type=0x3, dpl=3, db=1, g=1))
+        setattr(state.sregs, name, gdt.segment(USER_DATA))
     state.regs.rsp = USER_STACK
 
 
-def _handlers() -> tuple[int, bytes]:
-    """OUT to the port numbered like the vector, then HLT."""
-    return HANDLERS, b"".join(bytes((0xE6, vector, 0xF4, 0xF4)) for vector in range(256))
+@cache
+def layout(bits: int) -> list[tuple[int, bytes]]:
+    """Return what lies where: handlers, and the tables of the mode."""
+    handlers = b"".join(bytes((0xE6, vector, 0xF4, 0xF4)) for vector in range(256))  # out vector, al; hlt; hlt
+    blobs = [(HANDLERS, handlers)]
+    if bits == 16:
+        return [*blobs, (0, b"".join(_handler(vector).to_bytes(4, "little") for vector in range(256)))]
+    blobs += [(GDT, _gdt().encode()), (IDT, _idt(bits).encode()), (TSS, _tss().encode(bits))]
+    if bits == 64:
+        pages = PageTables(PML4)
+        pages.map(0, 0, MEMORY, page_size=PAGE_4K, user=True)
+        blobs.append((PML4, pages.encode()))
+    return blobs
 
 
-def _layout16() -> list[tuple[int, bytes]]:
-    return [_handlers(), (0, b"".join(struct.pack("<HH", HANDLERS + 4 * n, 0) for n in range(256)))]
+def _handler(vector: int) -> int:
+    return HANDLERS + 4 * vector
 
 
-def _tables() -> list[tuple[int, bytes]]:
-    return [_handlers(), (GDT, struct.pack(f"<{len(DESCRIPTORS)}Q", *DESCRIPTORS))]
+@cache
+def _gdt() -> Gdt:
+    """One for all modes: the TSS takes two entries, as long mode wants it; the second is null for the others."""
+    gdt = Gdt(bits=64)
+    for segment in (
+        code_segment(),
+        data_segment(),
+        code_segment(bits=64),
+        code_segment(dpl=3),
+        data_segment(dpl=3),
+        code_segment(bits=64, dpl=3),
+        tss_segment(TSS, len(_tss().encode(64)) - 1),
+    ):
+        gdt.add(segment)
+    return gdt
 
 
-def _layout32() -> list[tuple[int, bytes]]:
-    gates = b"".join(
-        struct.pack("<HHBBH", HANDLERS + 4 * n, CODE32, 0, INTERRUPT_GATE_DPL3, 0) for n in range(256)
-    )  # fmt: skip
-    # ESP0 and SS0 (Intel SDM vol. 3, figure 7-2); the I/O map base is the last word.
-    tss = struct.pack("<III", 0, STACK, DATA32).ljust(0x66, b"\0") + struct.pack("<H", 0x68)
-    return [*_tables(), (IDT, gates), (TSS, _with_bitmap(tss))]
+@cache
+def _idt(bits: int) -> Idt:
+    """Gates that ring 3 may use too."""
+    idt = Idt(bits=bits)
+    for vector in range(256):
+        code = CODE64 if bits == 64 else CODE32
+        idt.set(vector, Gate(code, _handler(vector), SystemType.INTERRUPT_GATE, dpl=3))
+    return idt
 
 
-def _layout64() -> list[tuple[int, bytes]]:
-    gates = b"".join(
-        struct.pack("<HHBBHII", HANDLERS + 4 * n, CODE64, 0, INTERRUPT_GATE_DPL3, 0, 0, 0) for n in range(256)
-    )
-    # RSP0 (Intel SDM vol. 3, figure 7-11).
-    tss = struct.pack("<IQ", 0, STACK).ljust(0x66, b"\0") + struct.pack("<H", 0x68)
-    pages = b"".join(struct.pack("<Q", page << 12 | PRESENT_WRITABLE_USER) for page in range(MEMORY >> 12))
-    upper = [(at, struct.pack("<Q", at + 0x1000 | PRESENT_WRITABLE_USER)) for at in (PML4, PDPT, PD)]
-    return [*_tables(), (IDT, gates), (TSS, _with_bitmap(tss)), *upper, (PT, pages)]
-
-
-def _with_bitmap(tss: bytes) -> bytes:
-    """Ports below 256 are open to ring 3, so that handlers and tests can exit from there; the rest are closed."""
-    return tss + b"\0" * 32 + b"\xff" * (0x2000 - 32 + 1)
-
-
-LAYOUT = {16: _layout16, 32: _layout32, 64: _layout64}
+@cache
+def _tss() -> Tss:
+    return Tss(stacks=[STACK, 0, 0], ss0=DATA32, open_ports=list(OPEN_PORTS))

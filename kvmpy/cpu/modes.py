@@ -11,12 +11,13 @@ from kvmpy.cpu.state import CpuState, DescriptorTable, Registers, Segment, Syste
 from kvmpy.errors import ConfigError
 from kvmpy.record import record
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.cpu.segments import Gdt
+
 CODE_SELECTOR = 0x08
 DATA_SELECTOR = 0x10
 CODE64_SELECTOR = 0x18
-
-# Flat segments with the accessed bit already set (SDM vol. 3, 3.4.5): null, 32-bit code, data, 64-bit code.
-_FLAT_GDT = (0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF, 0x00AF9B000000FFFF)
 
 _PE, _MP, _ET, _NE, _WP, _PG = 1 << 0, 1 << 1, 1 << 4, 1 << 5, 1 << 16, 1 << 31
 _PAE, _OSFXSR, _OSXMMEXCPT = 1 << 5, 1 << 9, 1 << 10
@@ -66,7 +67,7 @@ def cpl(sregs: SystemRegisters) -> int:
 
 def flat_gdt() -> bytes:
     """Return the GDT that `protected_mode` and `long_mode` load: null, 32-bit code, data and 64-bit code."""
-    return b"".join(descriptor.to_bytes(8, "little") for descriptor in _FLAT_GDT)
+    return _flat_table().encode()
 
 
 def real_segment(selector: int, *, code: bool = False) -> Segment:
@@ -97,8 +98,7 @@ def protected_mode(entry: int, stack: int, *, gdt: int = 0) -> CpuState:
     """
     for name, value in (("entry", entry), ("stack", stack), ("GDT address", gdt)):
         _check(value, 32, f"protected-mode {name}")
-    sregs = _flat_sregs(gdt)
-    sregs.cs = _flat(CODE_SELECTOR, _CODE, db=1)
+    sregs = _flat_sregs(gdt, CODE_SELECTOR)
     sregs.cr0 = _PE | _MP | _ET | _NE
     return CpuState(Registers(rip=entry, rsp=stack, rflags=_RFLAGS_FIXED), sregs)
 
@@ -116,8 +116,7 @@ def long_mode(entry: int, stack: int, cr3: int, *, gdt: int = 0) -> CpuState:
     _check(cr3, 52, "long-mode CR3")
     if cr3 & 0xFFF:
         raise ConfigError(f"long-mode CR3 {cr3:#x} is not 4 KiB-aligned; give the address of a PML4 table")
-    sregs = _flat_sregs(gdt)
-    sregs.cs = _flat(CODE64_SELECTOR, _CODE, l=1)
+    sregs = _flat_sregs(gdt, CODE64_SELECTOR)
     sregs.cr0 = _PE | _MP | _ET | _NE | _WP | _PG
     sregs.cr3 = cr3
     sregs.cr4 = _PAE | _OSFXSR | _OSXMMEXCPT
@@ -125,18 +124,25 @@ def long_mode(entry: int, stack: int, cr3: int, *, gdt: int = 0) -> CpuState:
     return CpuState(Registers(rip=entry, rsp=stack, rflags=_RFLAGS_FIXED), sregs)
 
 
-def _flat_sregs(gdt: int) -> SystemRegisters:
-    sregs = SystemRegisters(tr=Segment(limit=0x67, type=_BUSY_TSS, s=0), ldt=_no_ldt())
+def _flat_table() -> Gdt:
+    from kvmpy.cpu.segments import Gdt, code_segment, data_segment  # a boot into real mode needs none of it
+
+    table = Gdt()
+    for segment in (code_segment(), data_segment(), code_segment(bits=64)):
+        table.add(segment)
+    return table
+
+
+def _flat_sregs(gdt: int, code: int) -> SystemRegisters:
+    table = _flat_table()
+    sregs = SystemRegisters(
+        cs=table.segment(code), tr=Segment(limit=0x67, type=_BUSY_TSS, s=0), ldt=_no_ldt(), gdt=table.register(gdt)
+    )
     for name in _DATA_SEGMENTS:
-        setattr(sregs, name, _flat(DATA_SELECTOR, _DATA, db=1))
-    sregs.gdt = DescriptorTable(gdt, 8 * len(_FLAT_GDT) - 1)
+        setattr(sregs, name, table.segment(DATA_SELECTOR))
     # With limit 0 no vector fits: the first exception stops the guest instead of running whatever lies at address 0.
     sregs.idt = DescriptorTable(0, 0)
     return sregs
-
-
-def _flat(selector: int, type_: int, *, db: int = 0, l: int = 0) -> Segment:  # noqa: E741 - the manual's name
-    return Segment(selector=selector, limit=0xFFFFFFFF, type=type_, db=db, l=l, g=1)
 
 
 def _no_ldt() -> Segment:

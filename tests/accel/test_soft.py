@@ -35,6 +35,7 @@ from kvmpy.accel.testbed import (
     DATA32,
     HANDLERS,
     IDT,
+    PML4,
     PRESENT_WRITABLE_USER,
     PT,
     STACK,
@@ -177,6 +178,17 @@ def test_page_tables_that_the_host_changes_are_seen(soft: SoftAccelerator) -> No
             exit = bed.go()
             assert isinstance(exit, IoOut)
             assert exit.data == bytes([value])
+
+
+def test_a_look_at_an_address_leaves_no_trace(soft: SoftAccelerator) -> None:
+    """Neither accessed bits nor CR2: only the guest's own accesses set those (Intel SDM vol. 3, 4.8)."""
+    with Testbed(soft, 64) as bed:
+        bed.load(b"\xf4")
+        before = bed.memory.read(PML4, 4 * 0x1000)
+        assert bed.vcpu.translate(CODE) == CODE
+        assert bed.vcpu.translate(1 << 40) is None
+        assert bed.memory.read(PML4, len(before)) == before
+        assert bed.vcpu.sregs.cr2 == 0
 
 
 def test_two_cpus_run_side_by_side_over_one_memory(soft: SoftAccelerator) -> None:

@@ -74,6 +74,7 @@ struct cpu {
 #define EFER_SCE 1u
 #define EFER_LME (1u << 8)
 #define EFER_LMA (1u << 10)
+#define EFER_NXE (1u << 11)
 
 #define FLAG_TF (1u << 8)
 #define FLAG_IF (1u << 9)

@@ -88,7 +88,7 @@ void soft_watch_for_guest(struct soft_cpu *s)
         uint32_t kind = dr7 >> (16 + 4 * i) & 3;
         int enabled = dr7 >> (2 * i) & 3 && kind != 2;
         *w = (struct soft_watch){0, 0, 0};
-        if (enabled && kind && soft_walk(s, s->guest_dr[i], 0, 0, &w->gpa).vector < 0)
+        if (enabled && kind && soft_walk(s, s->guest_dr[i], SOFT_LOOK, 0, &w->gpa).vector < 0)
             *w = (struct soft_watch){w->gpa, SIZES[dr7 >> (18 + 4 * i) & 3], kind == 3};
         s->guest_breaks |= (enabled && !kind) << i;
         s->guest_watching |= enabled;

@@ -44,12 +44,32 @@ static void mark(struct soft_cpu *s, uint64_t gpa, uint64_t entry, int dirty)
         *host = (uint8_t)(entry | 0x20 | (dirty ? 0x40 : 0)); /* A and D (Intel SDM vol. 3, 4.8) */
 }
 
-/* Translate a linear address as the processor does (Intel SDM vol. 3, 4.3 to 4.7). */
-struct fault soft_walk(struct soft_cpu *s, uint64_t linear, int write, int user, uint64_t *gpa)
+/* The bits of a present entry that must be zero (Intel SDM vol. 3, 4.3 to 4.5). */
+static uint64_t reserved_bits(const struct cpu *c, int shift, int large)
+{
+    const uint64_t bits_62_52 = 0x7ff0000000000000ull, no_execute = 1ull << 63, pdpte = 0x1e6;
+    int long_mode = !!(c->efer & EFER_LMA);
+    if (!(c->cr[4] & CR4_PAE))
+        return large ? 1u << 21 : 0;
+    if (!long_mode && shift == 30)
+        return bits_62_52 | no_execute | pdpte;
+    return (c->efer & EFER_NXE ? 0 : no_execute) | (long_mode ? 0 : bits_62_52) | (shift == 39 ? 0x80 : 0) |
+           (large ? ((1ull << shift) - 1) & ~0x1fffull : 0);
+}
+
+static struct fault page_fault(struct soft_cpu *s, uint64_t linear, enum soft_access access, uint32_t error)
+{
+    if (access != SOFT_LOOK)
+        s->cpu->cr[2] = linear;
+    return fault(PF, error | (access == SOFT_WRITE ? 2 : 0));
+}
+
+/* Translate a linear address as the processor does (Intel SDM vol. 3, 4.3 to 4.7); a look leaves no trace. */
+struct fault soft_walk(struct soft_cpu *s, uint64_t linear, enum soft_access access, int user, uint64_t *gpa)
 {
     struct cpu *c = s->cpu;
-    uint32_t error = (write ? 2 : 0) | (user ? 4 : 0);
-    int long_mode = !!(c->efer & EFER_LMA), pae = !!(c->cr[4] & CR4_PAE);
+    uint32_t error = user ? 4 : 0;
+    int long_mode = !!(c->efer & EFER_LMA), pae = !!(c->cr[4] & CR4_PAE), write = access == SOFT_WRITE;
     uint32_t width = pae ? 8 : 4, bits = pae ? 9 : 10;
     int shift = long_mode ? 39 : pae ? 30 : 22;
     uint64_t table = c->cr[3] & (long_mode ? 0xffffffffff000ull : pae ? 0xffffffe0ull : 0xfffff000ull);
@@ -63,28 +83,30 @@ struct fault soft_walk(struct soft_cpu *s, uint64_t linear, int write, int user,
         int pointers = pae && !long_mode && shift == 30; /* the four PDPTEs of PAE have no rights */
         uint64_t index = linear >> shift & (pointers ? 3 : (1u << bits) - 1);
         uint64_t at = table + index * width, entry = entry_at(s, at, width);
-        if (!(entry & 1)) {
-            c->cr[2] = linear;
-            return fault(PF, error);
-        }
+        if (!(entry & 1))
+            return page_fault(s, linear, access, error);
+        int large = (entry & 0x80) && (shift == 21 || (shift == 30 && long_mode) || (shift == 22 && (c->cr[4] & CR4_PSE)));
+        if (entry & reserved_bits(c, shift, large))
+            return page_fault(s, linear, access, error | 9);
         if (!pointers) {
             may_write &= !!(entry & 2);
             may_user &= !!(entry & 4);
         }
-        int large = (entry & 0x80) && (shift == 21 || (shift == 30 && long_mode) || (shift == 22 && (c->cr[4] & CR4_PSE)));
+        uint64_t target = entry & (pae ? 0xffffffffff000ull : 0xfffff000ull);
         if (shift == 12 || large) {
-            if ((user && !may_user) || (write && !may_write && (user || (c->cr[0] & CR0_WP)))) {
-                c->cr[2] = linear;
-                return fault(PF, error | 1);
-            }
-            mark(s, at, entry, write);
+            if ((user && !may_user) || (write && !may_write && (user || (c->cr[0] & CR0_WP))))
+                return page_fault(s, linear, access, error | 1);
+            if (access != SOFT_LOOK)
+                mark(s, at, entry, write);
             uint64_t offset = (1ull << shift) - 1;
-            *gpa = (entry & (pae ? 0xffffffffff000ull : 0xfffff000ull) & ~offset) | (linear & offset);
+            *gpa = (target & ~offset) | (linear & offset);
+            if (!pae && large)
+                *gpa |= (entry & 0x1fe000) << 19; /* address bits 39:32 (table 4-4) */
             return NONE;
         }
-        if (!pointers)
+        if (!pointers && access != SOFT_LOOK)
             mark(s, at, entry, entry & 0x40);
-        table = entry & (pae ? 0xffffffffff000ull : 0xfffff000ull);
+        table = target;
         shift -= (int)bits;
     }
 }
@@ -102,7 +124,7 @@ static struct fault copy(struct soft_cpu *s, uint64_t linear, uint8_t *data, uin
         linear &= canonical_mask(s->cpu);
         uint32_t part = 0x1000 - (linear & 0xfff);
         part = part < size ? part : size;
-        struct fault f = soft_walk(s, linear, write, 0, &gpa);
+        struct fault f = soft_walk(s, linear, write ? SOFT_WRITE : SOFT_READ, 0, &gpa);
         if (f.vector >= 0)
             return f;
         uint8_t *host = soft_host(s, gpa, part, write);

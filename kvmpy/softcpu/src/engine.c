@@ -114,7 +114,7 @@ uint64_t soft_linear_rip(const struct cpu *c)
 int soft_translate(struct soft_cpu *s, uint64_t linear, uint64_t *gpa)
 {
     soft_load_cpu(s);
-    return soft_walk(s, linear, 0, 0, gpa).vector < 0;
+    return soft_walk(s, linear, SOFT_LOOK, 0, gpa).vector < 0;
 }
 
 /* Making one */

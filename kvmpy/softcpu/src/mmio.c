@@ -186,7 +186,7 @@ bool soft_on_write_to_rom(uc_engine *engine, int type, uint64_t address, int siz
     struct soft_cpu *s = data;
     (void)engine, (void)type;
     soft_load_cpu(s);
-    if (soft_walk(s, address, 1, 0, &s->rom_gpa).vector >= 0)
+    if (soft_walk(s, address, SOFT_WRITE, 0, &s->rom_gpa).vector >= 0)
         s->rom_gpa = address;
     s->rom_size = size;
     s->mmio_gpa = s->rom_gpa;

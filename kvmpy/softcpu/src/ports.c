@@ -107,7 +107,7 @@ uint32_t soft_on_in(uc_engine *engine, uint32_t port, int size, void *data)
     memset(s->io_data, 0xff, sizeof s->io_data);
     if (s->is_string && !s->denied) {
         uint64_t target = s->cpu->segs[ES].base + (s->cpu->regs[RDI] & s->counter_mask);
-        if (soft_walk(s, target, 1, s->cpu->hflags & HF_CPL ? 1 : 0, &gpa).vector >= 0)
+        if (soft_walk(s, target, SOFT_WRITE, s->cpu->hflags & HF_CPL ? 1 : 0, &gpa).vector >= 0)
             return 0; /* the store will fault, and nothing was read then */
         s->pending = SOFT_INS;
         port_exit(s, port, size, 0);

@@ -222,7 +222,8 @@ enum soft_event { EVENT_FAULT, EVENT_INTERRUPT, EVENT_SOFTWARE };
 int soft_deliver(struct soft_cpu *s, int vector, int has_error, uint32_t error, enum soft_event kind);
 uint32_t soft_hflags(const struct cpu *c);
 uint8_t *soft_host(struct soft_cpu *s, uint64_t gpa, uint64_t size, int write);
-struct fault soft_walk(struct soft_cpu *s, uint64_t linear, int write, int user, uint64_t *gpa);
+enum soft_access { SOFT_LOOK, SOFT_READ, SOFT_WRITE }; /* the host looks, the guest reads or writes */
+struct fault soft_walk(struct soft_cpu *s, uint64_t linear, enum soft_access access, int user, uint64_t *gpa);
 struct fault soft_read(struct soft_cpu *s, uint64_t linear, void *data, uint32_t size);
 
 #endif
