@@ -14,7 +14,7 @@ from kvmpy.accel.base import Accelerator
 from kvmpy.accel.exits import Exit, Hlt
 from kvmpy.accel.kvm import KvmAccelerator
 from kvmpy.accel.soft import SoftAccelerator
-from kvmpy.accel.testbed import CODE, Testbed
+from kvmpy.accel.testbed import CODE, MEMORY, Testbed
 from kvmpy.asm import assemble
 from kvmpy.errors import NoAcceleratorError
 
@@ -64,9 +64,9 @@ class Guests:
         self.accelerator = accelerator
         self._stack = stack
 
-    def load(self, bits: int, source: str, *, ring: int = 0, chips: bool = False) -> Testbed:
+    def load(self, bits: int, source: str, *, ring: int = 0, memory: int = MEMORY, chips: bool = False) -> Testbed:
         """Return a testbed about to run `source`, assembled at CODE."""
-        bed = self._stack.enter_context(Testbed(self.accelerator, bits, chips=chips))
+        bed = self._stack.enter_context(Testbed(self.accelerator, bits, memory=memory, chips=chips))
         bed.load(assemble(source, bits=bits, origin=CODE).code, ring=ring)
         return bed
 

@@ -40,7 +40,7 @@ KICK_LIMIT_SECONDS = 2.0
 
 
 class Testbed(Closing):
-    """A VM with one vCPU and 2 MiB, ready to run code of one mode (`bits` 16, 32 or 64).
+    """A VM with one vCPU and 2 MiB (or `memory` bytes), ready to run code of one mode (`bits` 16, 32 or 64).
 
     Handlers write to the port that is their vector's number and halt, so a delivered exception n is `IoOut(port=n)`.
     """
@@ -48,10 +48,16 @@ class Testbed(Closing):
     __test__ = False  # pytest: this is no test class
 
     def __init__(
-        self, accelerator: Accelerator, bits: int, *, chips: bool = False, patch_hypercalls: bool = False
+        self,
+        accelerator: Accelerator,
+        bits: int,
+        *,
+        memory: int = MEMORY,
+        chips: bool = False,
+        patch_hypercalls: bool = False,
     ) -> None:
         self.bits = bits
-        self.memory = GuestMemory(MEMORY)
+        self.memory = GuestMemory(memory)
         try:
             self.vm = accelerator.create_vm(patch_hypercalls=patch_hypercalls)
         except BaseException:

@@ -93,6 +93,17 @@ def test_task_switched_gives_nm_for_x87(guests: Guests) -> None:
     assert saved_ip(bed) == CODE + 1
 
 
+@pytest.mark.needs("exceptions_64", "sse")
+def test_task_switched_gives_nm_for_sse(guests: Guests) -> None:
+    """SDM vol. 3, 2.5, TS: MMX and SSE instructions too."""
+    bed = guests.load(64, "nop\nxorps xmm0, xmm0\nhlt")
+    sregs = bed.vcpu.sregs
+    sregs.cr0 |= CR0.TS
+    bed.vcpu.sregs = sregs
+    assert bed.vector(bed.go()) == NM
+    assert saved_ip(bed) == CODE + 1
+
+
 # Page faults: what the entry of WINDOW says, what the code does, and the error code (SDM vol. 3, 4.7).
 READ, WRITE = "mov rbx, {at}\nmov rax, [rbx]", "mov rbx, {at}\nmov [rbx], rax"
 FETCH = "mov rbx, {at}\njmp rbx"
@@ -253,6 +264,14 @@ def test_a_fault_without_an_interrupt_table_shuts_down(guests: Guests, bits: int
     sregs.idt = DescriptorTable(0, 0)
     bed.vcpu.sregs = sregs
     assert isinstance(bed.go(), Shutdown)
+
+
+def test_16_bit_protected_mode_without_an_interrupt_table_shuts_down(guests: Guests) -> None:
+    """The way that software resets a 286: an empty IDT, protected mode, and any exception."""
+    bed, exit = guests.run(16, f"mov bx, {DATA}\nlidt [bx]\nmov eax, cr0\nor al, 1\nmov cr0, eax\nud2\nhlt")
+    assert isinstance(exit, Shutdown)
+    assert bed.vcpu.sregs.idt.limit == 0
+    assert not bed.vcpu.sregs.cs.db
 
 
 @pytest.mark.needs("exceptions_64")

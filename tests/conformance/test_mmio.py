@@ -53,11 +53,58 @@ def test_read(guests: Guests, bits: int, size: int) -> None:
     assert bed.vcpu.regs.rax == VALUE & (1 << 8 * size) - 1
 
 
+VGA_SEGMENT, VGA = 0xA000, 0xA0000  # real mode reaches no higher than 1 MiB; memory ends below the old video window
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_real_mode_writes_and_reads_through_a_segment(guests: Guests, size: int) -> None:
+    source = f"""
+        mov ax, {VGA_SEGMENT}
+        mov es, ax
+        mov eax, {VALUE & 0xFFFFFFFF}
+        mov es:[0x18], {REGISTER[size]}
+        xor eax, eax
+        mov bx, 0x20
+        mov {REGISTER[size]}, es:[bx + 4]
+        hlt
+    """
+    bed = guests.load(16, source, memory=VGA)
+    value = VALUE & (1 << 8 * size) - 1
+    assert bed.go() == MmioWrite(VGA + 0x18, size, value)
+    exit = bed.go()
+    assert isinstance(exit, MmioRead)
+    assert (exit.gpa, exit.size) == (VGA + 0x24, size)
+    exit.value = value
+    assert isinstance(bed.go(), Hlt)
+    assert bed.vcpu.regs.rax == value
+
+
 def test_an_unanswered_read_gives_all_ones(guests: Guests) -> None:
     bed, exit = guests.run(32, f"mov ebx, {DEVICE}\nmov ax, [ebx]\nhlt")
     assert isinstance(exit, MmioRead)
     bed.go()
     assert bed.vcpu.regs.rax & 0xFFFF == 0xFFFF
+
+
+@pytest.mark.parametrize(("bits", "size"), [(16, 2), (16, 4), (32, 2), (32, 4)])
+def test_an_unpaged_access_across_a_page_boundary_reaches_every_byte(guests: Guests, bits: int, size: int) -> None:
+    """Written, then read back from the same places: however the access is split, each byte has its own address."""
+    at = 0x1000 - size // 2
+    base, memory = (VGA, VGA) if bits == 16 else (DEVICE, 2 << 20)
+    segment = f"mov ax, {VGA_SEGMENT}\nmov es, ax\nmov bx, {at}" if bits == 16 else f"mov ebx, {DEVICE + at}"
+    pointer, register = ("es:[bx]", REGISTER[size]) if bits == 16 else ("[ebx]", REGISTER[size])
+    source = f"{segment}\nmov eax, {VALUE & 0xFFFFFFFF}\nmov {pointer}, {register}\nxor eax, eax"
+    bed = guests.load(bits, f"{source}\nmov {register}, {pointer}\nhlt", memory=memory)
+    held: dict[int, int] = {}
+    while not isinstance(exit := bed.go(), Hlt):
+        if isinstance(exit, MmioWrite):
+            held |= {exit.gpa + i: byte for i, byte in enumerate(exit.value.to_bytes(exit.size, "little"))}
+        else:
+            assert isinstance(exit, MmioRead)
+            exit.value = int.from_bytes(bytes(held[exit.gpa + i] for i in range(exit.size)), "little")
+    value = VALUE & (1 << 8 * size) - 1
+    assert held == {base + at + i: byte for i, byte in enumerate(value.to_bytes(size, "little"))}
+    assert bed.vcpu.regs.rax == value
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])

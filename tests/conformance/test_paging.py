@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from conftest import Guests
 
+from kvmpy.accel.exits import Hlt
 from kvmpy.accel.testbed import PML4, Testbed
 from kvmpy.cpu.flags import CR0, CR4, EFER
 from kvmpy.cpu.page_tables import PAGE_1G, PAGE_2M, PAGE_4K, PageTables
@@ -96,3 +97,73 @@ def test_tables_of_random_entries(guests: Guests, name: str, seed: int) -> None:
     if name == "4-level":
         addresses = (gva | (0xFFFF << 48 if gva >> 47 else 0) for gva in addresses)
     assert 20 < compare(bed, sregs, addresses) < 380
+
+
+WINDOW = 0x1F_0000
+READ, WRITE, FETCH = "mov eax, [ebx]", "mov [ebx], eax", "jmp ebx"
+PF = 14
+
+
+def page_by_page(bed: Testbed, name: str) -> int:
+    """Build identity tables of user pages for the first 2 MiB, set CR3; return where WINDOW's entry is."""
+    width, cr4, efer = FORMATS[name]
+    upper, pages = (1, TABLES + 0x1000) if name == "32-bit" else (2, TABLES + 0x2000)
+    for n in range(upper):
+        rights = P if name == "PAE" and n == 0 else P | W | U
+        bed.memory.write_int(TABLES + n * 0x1000, width, TABLES + (n + 1) * 0x1000 | rights)
+    for page in range(512):
+        bed.memory.write_int(pages + page * width, width, page << 12 | P | W | U)
+    sregs = bed.vcpu.sregs
+    sregs.cr0 |= CR0.PG | CR0.WP
+    sregs.cr3, sregs.cr4, sregs.efer = TABLES, int(cr4), int(efer)
+    bed.vcpu.sregs = sregs
+    return pages + (WINDOW >> 12) * width
+
+
+@pytest.mark.needs("paging_32", "exceptions_32")
+@pytest.mark.parametrize(
+    ("name", "entry", "code", "ring", "error"),
+    [
+        # SDM vol. 3, 4.7; bit 4 says that it was a fetch only where no-execute (PAE and EFER.NXE) or SMEP is on.
+        ("32-bit", 0, READ, 0, 0x0),
+        ("32-bit", 0, WRITE, 0, 0x2),
+        ("32-bit", 0, FETCH, 0, 0x0),
+        ("32-bit", 0, WRITE, 3, 0x6),
+        ("32-bit", WINDOW | P, WRITE, 0, 0x3),
+        ("32-bit", WINDOW | P | W, READ, 3, 0x5),
+        ("32-bit", WINDOW | P | U, WRITE, 3, 0x7),
+        ("32-bit", WINDOW | P | W, FETCH, 3, 0x5),
+        ("PAE", 0, READ, 0, 0x0),
+        ("PAE", 0, FETCH, 0, 0x10),
+        ("PAE", 0, FETCH, 3, 0x14),
+        ("PAE", WINDOW | P, WRITE, 0, 0x3),
+        ("PAE", WINDOW | P | W | NX, FETCH, 0, 0x11),
+        ("PAE", WINDOW | P | W | U | NX, FETCH, 3, 0x15),
+        ("PAE", WINDOW | P | W | 1 << 62, READ, 0, 0x9),
+        ("PAE", WINDOW | P | W | U | 1 << 55, WRITE, 3, 0xF),
+    ],
+)
+def test_page_faults_of_32_bit_paging(guests: Guests, name: str, entry: int, code: str, ring: int, error: int) -> None:
+    bed = guests.load(32, f"mov ebx, {WINDOW + 0x123}\n{code}\nhlt", ring=ring)
+    at = page_by_page(bed, name)
+    bed.memory.write_int(at, FORMATS[name][0], entry)
+    assert bed.vector(bed.go()) == PF
+    assert bed.frame(1)[0] == error
+    assert bed.vcpu.sregs.cr2 == WINDOW + 0x123
+
+
+@pytest.mark.needs("paging_32")
+@pytest.mark.parametrize("name", ["32-bit", "PAE"])
+def test_invlpg_makes_a_changed_entry_count_in_32_bit_paging(guests: Guests, name: str) -> None:
+    entry = {"32-bit": TABLES + 0x1000 + (WINDOW >> 12) * 4, "PAE": TABLES + 0x2000 + (WINDOW >> 12) * 8}[name]
+    other = WINDOW + 0x1000
+    bed = guests.load(
+        32,
+        f"mov ebx, {WINDOW}\nmov ecx, [ebx]\nmov esi, {entry}\nmov dword ptr [esi], {other | P | W}\n"
+        "invlpg [ebx]\nmov edx, [ebx]\nhlt",
+    )
+    assert page_by_page(bed, name) == entry
+    bed.memory.write_int(WINDOW, 4, 0xAAAA)
+    bed.memory.write_int(other, 4, 0xBBBB)
+    assert isinstance(bed.go(), Hlt)
+    assert (bed.vcpu.regs.rcx, bed.vcpu.regs.rdx) == (0xAAAA, 0xBBBB)

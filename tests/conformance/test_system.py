@@ -66,10 +66,14 @@ def test_wrmsr_to_a_filtered_msr_shows_its_value(guests: Guests, bits: int) -> N
     assert isinstance(bed.go(), Hlt)
 
 
-@pytest.mark.needs("msr_exit", "exceptions_64")
+EXCEPTION_MODES = [pytest.param(bits, marks=pytest.mark.needs(f"exceptions_{bits}")) for bits in MODES]
+
+
+@pytest.mark.needs("msr_exit")
+@pytest.mark.parametrize("bits", EXCEPTION_MODES)
 @pytest.mark.parametrize("instruction", ["rdmsr", "wrmsr"])
-def test_user_space_can_refuse_an_msr(guests: Guests, instruction: str) -> None:
-    bed = guests.load(64, f"mov ecx, {MISC_ENABLE}\n{instruction}\nhlt")
+def test_user_space_can_refuse_an_msr(guests: Guests, instruction: str, bits: int) -> None:
+    bed = guests.load(bits, f"mov ecx, {MISC_ENABLE}\n{instruction}\nhlt")
     bed.vm.exit_on_msrs([MISC_ENABLE])
     exit = bed.go()
     assert isinstance(exit, (Rdmsr, Wrmsr))
@@ -77,13 +81,14 @@ def test_user_space_can_refuse_an_msr(guests: Guests, instruction: str) -> None:
     assert bed.vector(bed.go()) == GP
 
 
-@pytest.mark.needs("exceptions_64")
+@pytest.mark.parametrize("bits", EXCEPTION_MODES)
 @pytest.mark.parametrize("instruction", ["rdmsr", "wrmsr"])
-def test_an_msr_that_there_is_not_is_gp(guests: Guests, instruction: str) -> None:
+def test_an_msr_that_there_is_not_is_gp(guests: Guests, instruction: str, bits: int) -> None:
     """SDM vol. 2, RDMSR and WRMSR: "if the value in ECX specifies a reserved or unimplemented MSR address"."""
-    bed, exit = guests.run(64, f"mov ecx, 0x1234567\n{instruction}\nhlt")
+    bed, exit = guests.run(bits, f"mov ecx, 0x1234567\n{instruction}\nhlt")
     assert bed.vector(exit) == GP
-    assert bed.frame(2) == [0, CODE + 5]
+    # MOV ECX is a byte longer in 16-bit code (66 prefix), and real mode pushes no error code (vol. 3, 20.1.4).
+    assert bed.frame(2) == ([CODE + 6, 0] if bits == 16 else [0, CODE + 5])
 
 
 @pytest.mark.needs("msr_exit")
@@ -155,6 +160,15 @@ def test_invlpg_makes_a_changed_entry_count(guests: Guests) -> None:
     bed.memory.write_int(other, 8, 0xBBBB)
     assert isinstance(bed.go(), Hlt)
     assert (bed.vcpu.regs.rcx, bed.vcpu.regs.rdx) == (0xAAAA, 0xBBBB)
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_invlpg_runs_without_paging_too(guests: Guests, bits: int) -> None:
+    """SDM vol. 2, INVLPG: no exception in real-address mode, and none in ring 0 for any address."""
+    pointer = {16: "bx", 32: "ebx"}[bits]
+    bed, exit = guests.run(bits, f"mov {pointer}, 0xffff\ninvlpg [{pointer}]\nmov al, 7\nhlt")
+    assert isinstance(exit, Hlt)
+    assert bed.vcpu.regs.rax & 0xFF == 7
 
 
 @pytest.mark.needs("exceptions_64", "control_checks")
