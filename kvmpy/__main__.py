@@ -1,10 +1,26 @@
-"""`python -m kvmpy`."""
+"""`python -m kvmpy`, and the script `kvmpy`."""
 
+import _signal
+import os
 import sys
+from typing import NoReturn
 
-try:
+INTERRUPTED = 128 + _signal.SIGINT
+
+
+def start() -> NoReturn:
+    """Run the command line.
+
+    Ctrl-C while modules are still imported ends the process at once. Python's own exception would come out as a
+    traceback, or not at all: what is raised while the import system is called back is ignored.
+    """
+    usual = _signal.getsignal(_signal.SIGINT)
+    if usual == _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     from kvmpy.cli import main
 
-    sys.exit(main())
-except KeyboardInterrupt:
-    sys.exit(130)
+    sys.exit(main(imported=lambda: _signal.signal(_signal.SIGINT, usual)))
+
+
+if __name__ == "__main__":
+    start()

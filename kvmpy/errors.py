@@ -33,6 +33,9 @@ class HostError(KvmpyError):
     """The host does not give what is needed: a thread, a descriptor, memory; or a thread does not come back."""
 
 
+NO_PROCESS = "the host gives no more processes; raise the limit of this user's (ulimit -u)"
+
+
 class UnsupportedError(KvmpyError):
     """The host, the accelerator, or the headers kvmpy was built with lack what was asked for."""
 

@@ -23,7 +23,7 @@ def open_accelerator(name: str | None = None) -> Accelerator:
     """
     name = name or os.environ.get(VARIABLE) or "auto"
     if name not in NAMES:
-        raise ConfigError(f"accelerator {name!r}: choose one of {', '.join(NAMES)} (--accel, or {VARIABLE})")
+        raise ConfigError(f"accelerator {name!r}: choose one of {', '.join(NAMES)} (also in the variable {VARIABLE})")
     if name == "soft":
         return _open_soft()
     try:

@@ -20,6 +20,7 @@ from kvmpy.cpu.modes import long_mode, protected_mode, real_mode
 from kvmpy.cpu.page_tables import PAGE_4K, PageTables
 from kvmpy.cpu.segments import Gate, Gdt, Idt, SystemType, Tss, code_segment, data_segment, tss_segment
 from kvmpy.memory import GuestMemory
+from kvmpy.threads import start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def run_for(vcpu: Vcpu, seconds: float) -> Exit:
 
     watchdog = threading.Timer(seconds, vcpu.kick)
     watchdog.daemon = True
-    watchdog.start()
+    start_thread(watchdog, "a deadline")
     try:
         return vcpu.run()
     finally:

@@ -59,13 +59,13 @@ def _check(name: str, mode: str, load: int, entry: int, content: bytes, memory: 
     if end > limit:
         raise ImageError(
             f"{name}: {len(content)} bytes at {load:#x} end at {end:#x}, beyond {limit:#x}; "
-            f"{'real mode reaches no further' if limit == REAL_MODE_END else 'raise --memory'} or lower --load"
+            f"{'real mode reaches no further' if limit == REAL_MODE_END else 'give it more memory'} or load it lower"
         )
     if not load <= entry < end:
-        raise ImageError(f"{name}: entry {entry:#x} is outside the image ({load:#x} to {end - 1:#x}); correct --entry")
+        raise ImageError(f"{name}: entry {entry:#x} is outside the image ({load:#x} to {end - 1:#x}); correct it")
     if mode != "real" and load < TABLES_END:
         raise ImageError(
-            f"{name}: loaded at {load:#x} it would cover the boot tables; choose --load {TABLES_END:#x} or more"
+            f"{name}: loaded at {load:#x} it would cover the boot tables; load it at {TABLES_END:#x} or above"
         )
 
 

@@ -77,7 +77,7 @@ def check_flat(name: str, image: bytes) -> None:
     """Raise ImageError for a file that is plainly something else; whoever says how to load it is believed."""
     for at, magic, what, advice in OTHERS:
         if image[at : at + len(magic)] == magic:
-            raise ImageError(f"{name}: is {what}, no flat image; {advice}, or say --mode and --load if it is meant so")
+            raise ImageError(f"{name}: is {what}, no flat image; {advice}, or give its mode and load address")
 
 
 def read_image(name: str, path: str, limit: int, deadline: float | None = None) -> bytes:
@@ -90,7 +90,7 @@ def read_image(name: str, path: str, limit: int, deadline: float | None = None) 
                 raise ImageError(f"{name}: not a regular file; give a guest image")
             if status.st_size > limit:
                 raise ImageError(
-                    f"{name}: {status.st_size} bytes do not fit into {limit} bytes of memory; raise --memory"
+                    f"{name}: {status.st_size} bytes do not fit into {limit} bytes of memory; give it more"
                 )
             return _read_all(name, file.fileno(), limit + 1, deadline)
     except FileNotFoundError:
@@ -111,7 +111,7 @@ def _read_all(name: str, fd: int, limit: int, deadline: float | None) -> bytes:
     while len(data) < limit:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not poll.poll(None if left is None else left * 1000):
-            raise DeadlineError(f"{name}: not read to its end in time, {len(data)} bytes so far; raise --timeout")
+            raise DeadlineError(f"{name}: not read to its end in time, {len(data)} bytes so far; allow more time")
         chunk = os.read(fd, min(CHUNK, limit - len(data)))
         if not chunk:
             break

@@ -10,12 +10,12 @@ import sys
 
 from kvmpy.cli.exit_codes import ExitCode, exit_code_of
 from kvmpy.cli.streams import UNWRITABLE, complain, forget_stdout, open_standard_descriptors
-from kvmpy.errors import KvmpyError
+from kvmpy.errors import NO_PROCESS, KvmpyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import ModuleType
 
 COMMANDS = {
@@ -50,8 +50,8 @@ examples:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the process's exit code."""
+def main(arguments: Sequence[str] | None = None, *, imported: Callable[[], object] = lambda: None) -> int:
+    """Run the command line and return the process's exit code; `imported` is called when the command begins."""
     open_standard_descriptors()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     name = arguments[0] if arguments else "--help"
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         complain(f"kvmpy: no command {name!r}; there are {', '.join(COMMANDS)}")
         return ExitCode.USAGE
-    return _run(name, arguments[1:])
+    return _run(name, arguments[1:], imported)
 
 
 def help_text() -> str:
@@ -85,11 +85,12 @@ def command_module(name: str) -> ModuleType:
         gc.enable()
 
 
-def _run(name: str, arguments: Sequence[str]) -> int:
+def _run(name: str, arguments: Sequence[str], imported: Callable[[], object]) -> int:
     options = None
     try:
         command = command_module(name)
         options = _parse(command.parser(), arguments)
+        imported()
         code: int = command.run(options)
         sys.stdout.flush()
     except KvmpyError as error:
@@ -98,9 +99,11 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         complain(f"kvmpy: {error}")
         return exit_code_of(error)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno in UNWRITABLE:
+            return _output_failed(error)
+        if getattr(options, "debug", False):
             raise
-        return _output_failed(error)
+        return _host_failed(error)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     return code
@@ -121,6 +124,14 @@ def _print(text: str, code: int = 0) -> int:
     except OSError as error:
         return _output_failed(error)
     return code
+
+
+def _host_failed(error: OSError) -> int:
+    """Tell what the host refused, where no part of kvmpy expected it."""
+    what = f"{error.filename}: " if error.filename else ""
+    why = NO_PROCESS if error.errno == errno.EAGAIN else os.strerror(error.errno or 0).lower()
+    complain(f"kvmpy: {what}{why}")
+    return ExitCode.HOST_ERROR
 
 
 def _output_failed(error: OSError) -> int:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kvmpy.boot.plan import BootPlan
 
 STDIN, STDOUT = 0, 1
+HINTS = {StopKind.TIMEOUT: " (--timeout)", StopKind.EXIT_LIMIT: " (--max-exits)"}
 
 EPILOG = f"""\
 The guest's serial port COM1 is standard input and output. On a terminal, Ctrl-A x quits and Ctrl-A h helps; at the end
@@ -162,7 +163,8 @@ def _explain(options: argparse.Namespace, stop: Stop, machine: Machine, plan: Bo
 
         complain("\n".join(post_mortem(stop, machine, plan.symbols)))
     elif not stop.clean or options.debug:
-        complain(f"kvmpy: {stop.kind}: {stop.detail}")
+        hint = HINTS.get(stop.kind, "")
+        complain(f"kvmpy: {stop.kind}: {stop.detail}{hint}")
     if options.debug:
         for space in (machine.bus.ports, machine.bus.mmio):
             for (kind, at, width), times in sorted(space.unclaimed.items()):

@@ -6,12 +6,14 @@ from errno import ENOENT
 
 from kvmpy.errors import (
     AssemblyError,
+    ConfigError,
     ContainerError,
     DeadlineError,
     ExecutableError,
     ImageError,
     KvmpyError,
     NoAcceleratorError,
+    UnsupportedError,
 )
 from kvmpy.machine.stop import StopKind
 
@@ -27,7 +29,7 @@ class ExitCode:
     CLAIM_FAILED = 1
     USAGE = 2
     BAD_FILE = 66
-    NO_ACCELERATOR = MISSING = 69
+    MISSING = 69
     CRASH = 70
     HOST_ERROR = 71
     OUTPUT_CLOSED = 74
@@ -43,9 +45,9 @@ EXPLAINED = """\
 exit codes:
   0-255  what the guest wrote to the debug-exit port 0xF4 (its low byte)
   0      the guest switched off, halted or reset itself; or Ctrl-A x
-  2      wrong usage
+  2      wrong usage: options that are none, or do not go together
   66     the image or source cannot be read or does not fit
-  69     nothing can execute the guest: neither KVM nor the software CPU
+  69     what was asked for is not there: KVM or the software CPU, a capability of this host's KVM
   70     the guest crashed: triple fault, refused entry, an instruction KVM cannot run; --strict: an access to no device
   71     the host failed
   74     standard output was closed
@@ -67,8 +69,10 @@ OF_STOP = {
 
 def exit_code_of(cause: Stop | KvmpyError) -> int:
     """Return the process's exit code for the reason a machine stopped, or for an error."""
-    if isinstance(cause, NoAcceleratorError):
-        return ExitCode.NO_ACCELERATOR
+    if isinstance(cause, ConfigError):
+        return ExitCode.USAGE
+    if isinstance(cause, (NoAcceleratorError, UnsupportedError)):
+        return ExitCode.MISSING
     if isinstance(cause, DeadlineError):
         return ExitCode.TIMEOUT
     if isinstance(cause, (ImageError, AssemblyError)):

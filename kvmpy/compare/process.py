@@ -9,8 +9,9 @@ import resource
 import signal
 import subprocess
 import termios
+from errno import EAGAIN
 
-from kvmpy.errors import ConfigError, ExecutableError
+from kvmpy.errors import NO_PROCESS, ConfigError, ExecutableError, HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def start_process(
 
     Raises:
         ExecutableError: the program is not there, or cannot be executed.
+        HostError: the host's limits allow no more processes.
         ConfigError: the limits are too small to start it with.
     """
     streams = (terminal,) * 3 if terminal >= 0 else (0, stdout, 2)
@@ -47,6 +49,8 @@ def start_process(
         )
     except OSError as error:
         number = error.errno or 0
+        if number == EAGAIN:
+            raise HostError(f"{command[0]}: {NO_PROCESS}") from None
         raise ExecutableError(f"{command[0]}: cannot be executed: {os.strerror(number).lower()}", number) from None
     except subprocess.SubprocessError:
         raise ConfigError(f"{command[0]}: cannot be limited to {memory} bytes and {cpus} processors") from None

@@ -10,7 +10,7 @@ from fcntl import F_DUPFD_CLOEXEC, fcntl
 from kvmpy.container.host import read_file
 from kvmpy.container.process import SIGKILL, SIGPIPE, SIGXFSZ, wait_for_end
 from kvmpy.container.tape import ASK, FORKED, READY, Descriptors, Tape, join
-from kvmpy.errors import ContainerError
+from kvmpy.errors import NO_PROCESS, ContainerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -202,6 +202,8 @@ def spawn(program: int, descriptors: dict[int, int]) -> int:
             setsigdef=(SIGPIPE, SIGXFSZ),
             setsigmask=(),
         )
+    except BlockingIOError:
+        raise ContainerError(NO_PROCESS) from None
     finally:
         for fd in (program, *high.values()):
             posix.close(fd)

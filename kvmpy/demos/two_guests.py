@@ -8,6 +8,7 @@ import threading
 from kvmpy.devices.base import Register, RegisterDevice
 from kvmpy.errors import ClosedError
 from kvmpy.machine.stop import StopKind
+from kvmpy.threads import start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def run(scene: Scene) -> None:
 
     searcher = threading.Thread(target=search)
     try:
-        searcher.start()
+        start_thread(searcher, "the first guest")
         second.send(f"peek {PLACE:#x}\nmem\n".encode())
         ends["second"] = second.run(timeout=DEADLINE)
         searches = len(questions.found)

@@ -126,7 +126,7 @@ class AddressSpace:
     def _miss(self, kind: str, address: int, size: int) -> None:
         if self.strict:
             raise BusError(
-                f"{kind} of {size} bytes at {self.name} {address:#x}: no device there; without --strict it is ignored"
+                f"{kind} of {size} bytes at {self.name} {address:#x}: no device; a bus that is not strict ignores it"
             )
         key = (kind, address, size)
         if key in self.unclaimed or len(self.unclaimed) < UNCLAIMED_LIMIT:

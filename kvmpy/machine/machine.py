@@ -128,7 +128,7 @@ class Machine:
             self._start_vcpus(max_exits)
             self._tick(FIRST_TICK, [-1] * len(self.vcpus))
             if not self.events.run(self.is_stopping, deadline):
-                self.stop(Stop(StopKind.TIMEOUT, "the guest did not stop in time; raise --timeout to give it longer"))
+                self.stop(Stop(StopKind.TIMEOUT, "the guest did not stop in time; give it longer"))
         finally:
             self.stop(Stop(StopKind.QUIT, "the machine was told to stop"))
             self._end_run()

@@ -13,6 +13,7 @@ import time
 
 from kvmpy.errors import HostError
 from kvmpy.machine.events import Flag
+from kvmpy.threads import start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ class OutputWriter:
         self._abandoned = Flag()
         self._thread = threading.Thread(target=self._work, name="output", daemon=True)
         try:
-            self._thread.start()
-        except RuntimeError:
+            start_thread(self._thread, "output")
+        except HostError:
             self._abandoned.close()
-            raise HostError("output: the host gives no thread to write it; raise the limits of this process") from None
+            raise
 
     def write(self, data: bytes) -> None:
         """Queue bytes; never blocks. A vCPU's thread calls it, with the VM's lock held."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 
-from kvmpy.errors import HostError
+from kvmpy.threads import start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,12 +22,7 @@ class VcpuThread:
         self._jobs = Jobs()
         self.name = f"vcpu{vcpu_id}"
         self._thread = threading.Thread(target=_work, args=(self._jobs,), name=self.name, daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError:
-            raise HostError(
-                f"vCPU {vcpu_id}: the host gives no thread to run it; raise the limits of this process (ulimit -u)"
-            ) from None
+        start_thread(self._thread, f"vCPU {vcpu_id}")
 
     def start(self, job: Job, finished: Callable[[], None]) -> None:
         """Give the idle thread a job, which must not raise; `finished` is called behind it, in the thread."""

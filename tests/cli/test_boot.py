@@ -154,7 +154,7 @@ def test_a_file_larger_than_memory(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     done = kvmpy("boot", str(path))
     assert done.returncode == 66
-    assert "--memory" in one_line(done.stderr)
+    assert "memory; give it more" in one_line(done.stderr)
 
 
 def test_a_truncated_image(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_truncated_image(tmp_path: Path) -> None:
 def test_an_entry_outside_the_image(entry: str) -> None:
     done = kvmpy("boot", "hello.bin", "--entry", entry)
     assert done.returncode == 66
-    assert "--entry" in one_line(done.stderr)
+    assert "outside the image" in one_line(done.stderr)
 
 
 @pytest.mark.parametrize("load", ["0x1", "0x7c01", "0x9f000"])
@@ -189,7 +189,7 @@ def test_odd_addresses_work(image, load: str) -> None:  # type: ignore[no-untype
 )  # fmt: skip
 def test_bad_options_are_one_clear_failure(arguments: list[str]) -> None:
     done = kvmpy("boot", "hello.bin", *arguments)
-    assert done.returncode in (2, 66, 71)
+    assert done.returncode in (2, 66)
     assert done.stdout == b""
     assert b"Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith(b"kvmpy")
@@ -270,7 +270,7 @@ def test_the_software_cpu_can_be_asked_for() -> None:
 @pytest.mark.parametrize(("arguments", "variable"), [(("--accel", "tcg"), ""), ((), "tcg")])
 def test_an_accelerator_that_there_is_not(arguments: tuple[str, ...], variable: str) -> None:
     done = kvmpy("boot", "hello.bin", *arguments, env={**os.environ, "KVMPY_ACCEL": variable})
-    assert done.returncode in (2, 71)
+    assert done.returncode == 2
     assert b"soft" in done.stderr
     assert b"Traceback" not in done.stderr
 

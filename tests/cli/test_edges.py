@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from console import DEADLINE, KVMPY, kvmpy, one_line
+from console import AS_NOBODY, DEADLINE, KVMPY, kvmpy, one_line
 
 ROOT = Path(__file__).parents[2]
 GUEST = str(ROOT / "guest" / "hello.asm")
@@ -92,6 +92,51 @@ def test_few_descriptors(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, timeout=DEADLINE)
     assert done.returncode == 71
     assert "ulimit -n" in one_line(done.stderr)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user, whose processes can be counted, needs root")
+@pytest.mark.parametrize(
+    "command",
+    [
+        "boot hello.bin --accel soft", "boot hello.bin --accel soft --json", "boot guest.bin --cpus 2 --accel soft",
+        "run --as vm hello.bin", "run --as process true", "demo two-guests", "info", "compare --quick",
+    ],
+)  # fmt: skip
+def test_a_user_who_may_have_no_more_threads(command: str) -> None:
+    done = subprocess.run(
+        [*AS_NOBODY, "prlimit", "--nproc=1", *KVMPY, *command.split()], capture_output=True, timeout=DEADLINE
+    )
+    assert b"Traceback" not in done.stderr
+    assert done.returncode in (0, 71, 125)
+    assert done.returncode == 0 or "ulimit -u" in done.stderr.decode().splitlines()[-1]
+
+
+# At the first sight of the module the signal comes, as from Ctrl-C.
+INTERRUPTED_IMPORT = """
+import os, runpy, signal, sys
+
+wanted = sys.argv.pop(1)
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == wanted:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("kvmpy", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["kvmpy.cli", "kvmpy.errors", "argparse", "kvmpy.cli.boot", "kvmpy.machine.machine", "kvmpy.cpu.state"]
+)
+def test_ctrl_c_while_importing(module: str) -> None:
+    done = subprocess.run(
+        [KVMPY[0], "-c", INTERRUPTED_IMPORT, module, "boot", "hello.bin", "--accel", "soft"],
+        capture_output=True,
+        timeout=DEADLINE,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
 FILES = {
