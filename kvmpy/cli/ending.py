@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+from pathlib import Path
 
 from kvmpy.errors import KvmpyError
 
@@ -38,6 +41,7 @@ class EndingSignals:
             return work()
         except (Ended, KvmpyError):
             if self._number:
+                end_children()
                 return None
             raise
 
@@ -54,3 +58,17 @@ class EndingSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def end_children() -> None:
+    """Kill the processes that this one has started and still has.
+
+    One that was started in the very moment the signal came is known to nobody: its pid was on its way to a variable.
+    """
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = status.read_bytes().rpartition(b")")[2].split()[1]  # proc(5): the name before it may hold anything
+            if int(parent) == os.getpid():
+                pid = int(status.parent.name)
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)

@@ -282,4 +282,4 @@ def test_a_machine_tells_of_it_at_once(irqchip: str) -> None:
 
 @needs_root
 def test_a_machine_that_gets_no_thread_says_so() -> None:
-    assert "HostError: vCPU 0: the host gives no thread to run it" in run_without_workers("machine", "none", "1")
+    assert "HostError: vCPU 0: the host gives no thread for it" in run_without_workers("machine", "none", "1")

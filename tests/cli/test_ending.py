@@ -1,0 +1,51 @@
+"""Signals that end a command in good order."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+
+import pytest
+
+from kvmpy.cli.ending import Ended, EndingSignals
+
+SLEEP = shutil.which("sleep") or "/bin/sleep"
+
+
+@pytest.mark.parametrize("number", EndingSignals.CAUGHT)
+def test_a_process_whose_pid_nobody_has_noted_is_ended(number: signal.Signals) -> None:
+    """The signal comes while posix_spawn() runs, and is raised before its result has a name."""
+    started = []
+
+    def work() -> None:
+        started.append(os.posix_spawn(SLEEP, [SLEEP, "1000"], {}))
+        os.kill(os.getpid(), number)
+
+    with EndingSignals() as signals:
+        assert signals.run(work) is None
+    assert signals.code == 128 + number
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)
+
+
+def test_only_the_first_signal_is_raised() -> None:
+    def work() -> str:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Ended:
+            os.kill(os.getpid(), signal.SIGINT)  # while things are let go
+        return "let go"
+
+    with EndingSignals() as signals:
+        assert signals.run(work) == "let go"
+    assert signals.code == 128 + signal.SIGTERM
+
+
+def test_handlers_are_as_before() -> None:
+    before = [signal.getsignal(number) for number in EndingSignals.CAUGHT]
+    with EndingSignals() as signals:
+        assert signals.run(lambda: 5) == 5
+        assert [signal.getsignal(number) for number in EndingSignals.CAUGHT] != before
+    assert [signal.getsignal(number) for number in EndingSignals.CAUGHT] == before
+    assert signals.code == 0
