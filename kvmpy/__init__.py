@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         NoAcceleratorError,
         UnsupportedError,
     )
+    from kvmpy.lab.postmortem import post_mortem
     from kvmpy.machine.machine import Machine
     from kvmpy.machine.stop import Stop, StopKind
     from kvmpy.memory import GuestMemory
@@ -88,6 +89,7 @@ _HOMES = {
         "NoAcceleratorError",
         "UnsupportedError",
     ),
+    "kvmpy.lab.postmortem": ("post_mortem",),
     "kvmpy.machine.machine": ("Machine",),
     "kvmpy.machine.stop": ("Stop", "StopKind"),
     "kvmpy.memory": ("GuestMemory",),

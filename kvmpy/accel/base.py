@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from kvmpy.accel.exits import Exit
+    from kvmpy.accel.packed import PastExit
     from kvmpy.accel.probe import Features
     from kvmpy.cpu.cpuid import CpuidTable
     from kvmpy.cpu.state import CpuState, Registers, SystemRegisters
@@ -123,8 +124,8 @@ class Vcpu(Closing):
         """Take back a kick that has not been seen; only while no thread is in the guest."""
 
     @abstractmethod
-    def recent(self) -> list[int]:
-        """Return the last packed exits, oldest first."""
+    def recent(self) -> list[PastExit]:
+        """Return the last exits, oldest first."""
 
     @property
     @abstractmethod

@@ -14,6 +14,7 @@ from kvmpy.accel.kvm_state import (
     store_regs,
     store_sregs,
 )
+from kvmpy.accel.packed import PastExit
 from kvmpy.accel.run_path import RunPath
 from kvmpy.cpu.state import CpuState, MpState, Registers, SystemRegisters
 from kvmpy.errors import ConfigError
@@ -113,9 +114,9 @@ class KvmVcpu(RunPath):
         """Take back a kick."""
         self.fd.forget_kick()
 
-    def recent(self) -> list[int]:
+    def recent(self) -> list[PastExit]:
         """Return the last packed exits."""
-        return self.fd.recent()
+        return [PastExit(*exit) for exit in self.fd.recent()]
 
     @property
     def entries(self) -> int:

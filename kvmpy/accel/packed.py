@@ -13,6 +13,8 @@ The low half describes a port access completely, so that the run loop finds its 
 
 from __future__ import annotations
 
+from kvmpy.record import record
+
 UNKNOWN = 0
 EXCEPTION = 1
 IO = 2
@@ -40,6 +42,19 @@ WRITES_PENDING = 1 << 14
 PORT_SHIFT = 16
 KEY_MASK = 0xFFFF_FFFF
 VALUE_SHIFT = 32
+
+
+@record
+class PastExit:
+    """An exit that was: packed in `code`; `gpa` is the address of an MMIO access (0 for others).
+
+    `value` is what was written there, or what a read was answered, of port or MMIO; as wide as the access. What was
+    written to a port is in `code`.
+    """
+
+    code: int
+    gpa: int = 0
+    value: int = 0
 
 
 def io_key(port: int, size: int, *, write: bool) -> int:

@@ -6,6 +6,7 @@ import itertools
 
 from kvmpy.accel import packed
 from kvmpy.accel.base import Watchpoint, check_debug_registers
+from kvmpy.accel.packed import PastExit
 from kvmpy.accel.run_path import RunPath
 from kvmpy.accel.soft_state import load_regs, load_sregs, store_regs, store_sregs
 from kvmpy.cpu.state import CpuState, DebugRegisters, MpState, PendingEvents, Registers, Segment, SystemRegisters
@@ -126,10 +127,20 @@ class SoftVcpu(RunPath):
         """Take back a kick."""
         lib.soft_forget_kick(self._soft)
 
-    def recent(self) -> list[int]:
+    def recent(self) -> list[PastExit]:
         """Return the last packed exits."""
         soft, size = self._soft, lib.KVMPY_RECENT
-        return [soft.recent[i % size] for i in range(max(0, soft.exits - size), soft.exits)]
+        lib.soft_keep_answer(soft)
+        exits = (soft.recent[i % size] for i in range(max(0, soft.exits - size), soft.exits))
+        return [PastExit(exit.code, exit.gpa, exit.value) for exit in exits]
+
+    @property
+    def raised(self) -> tuple[int, int | None] | None:
+        """The exception that was raised last, before those that its delivery raised: vector and error code."""
+        soft = self._soft
+        if soft.raised < 0:
+            return None
+        return soft.raised, soft.raised_error if soft.raised_has_error else None
 
     @property
     def entries(self) -> int:

@@ -129,10 +129,12 @@ class VcpuFd(Fd):
         """Take back a kick that has not been seen yet; only while no thread is in the guest."""
         lib.kvmpy_forget_kick(self.handle)
 
-    def recent(self) -> list[int]:
-        """Return the last packed exits, oldest first."""
+    def recent(self) -> list[tuple[int, int, int]]:
+        """Return the last exits, oldest first: packed, GPA of an MMIO access, what was written to it or answered."""
+        lib.kvmpy_keep_answer(self.handle)
         count, size = self.handle.exits, lib.KVMPY_RECENT
-        return [self.handle.recent[i % size] for i in range(max(0, count - size), count)]
+        exits = (self.handle.recent[i % size] for i in range(max(0, count - size), count))
+        return [(exit.code, exit.gpa, exit.value) for exit in exits]
 
     def io_data(self) -> memoryview:
         """Return the data area of the current KVM_EXIT_IO: `count` items of `size` bytes, writable."""

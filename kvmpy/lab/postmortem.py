@@ -1,24 +1,30 @@
 """Why a guest crashed, told from the state it left behind.
 
 What failed first has often been overwritten by what failed after it; so this shows the evidence in the order in which
-the processor used it: the instruction, the page walk of CR2, the IDT entry, the last exits.
+the processor used it: the instruction, what it raises, the page walk of CR2, the IDT entry, the last exits.
 """
 
 from __future__ import annotations
 
 from kvmpy.accel import packed
+from kvmpy.accel.exits import FailEntry
 from kvmpy.asm import disassemble
+from kvmpy.cpu.entry_checks import refused_state
 from kvmpy.cpu.flags import CR0, CR4, EFER, EXCEPTIONS, RFLAGS, describe_flags
 from kvmpy.cpu.modes import cpl, mode_of
 from kvmpy.cpu.paging import walk
 from kvmpy.cpu.segments import Gate
 from kvmpy.cpu.state import GENERAL_REGISTERS, SEGMENT_NAMES
-from kvmpy.errors import KvmpyError, MemoryAccessError
+from kvmpy.errors import KvmpyError, MemoryAccessError, UnsupportedError
+from kvmpy.lab.autopsy import Raised, exception_of
+from kvmpy.machine.stop import StopKind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from kvmpy.accel.exits import Exit
+    from kvmpy.accel.packed import PastExit
     from kvmpy.cpu.state import Registers, SystemRegisters
     from kvmpy.machine.machine import Machine
     from kvmpy.machine.stop import Stop
@@ -27,32 +33,71 @@ if TYPE_CHECKING:
 INSTRUCTION_BYTES = 15  # the longest an x86 instruction can be (Intel SDM vol. 2, 2.3.11)
 DOUBLE_FAULT, GENERAL_PROTECTION, PAGE_FAULT = 8, 13, 14
 STACK_WORDS = 6
+# Intel SDM vol. 3, 26.8 (the basic exit reason with bit 31); AMD APM vol. 2, appendix C (VMEXIT_INVALID).
+REFUSALS = {
+    0x8000_0021: "invalid guest state",
+    0x8000_0022: "an MSR could not be loaded",
+    0x8000_0029: "a machine check",
+    (1 << 64) - 1: "invalid guest state",
+}
 EXITS_SHOWN = 8
 CR0_PG = 1 << 31
 CR0_PE = 1
 
 
-def post_mortem(stop: Stop, machine: Machine, symbols: Mapping[str, int]) -> list[str]:
-    """Return the report on a crashed vCPU, line by line."""
+def post_mortem(stop: Stop, machine: Machine, symbols: Mapping[str, int] | None = None) -> list[str]:
+    """Return the report on a crashed vCPU, line by line. `symbols` name addresses of the guest (`BootPlan.symbols`)."""
+    symbols = symbols or {}
     vcpu = machine.vcpus[stop.vcpu]
     lines = [f"kvmpy: {stop.kind} on vCPU {vcpu.id}: {stop.detail}"]
     try:
         regs, sregs = vcpu.regs, vcpu.sregs
     except KvmpyError as error:
         return [*lines, f"  the vCPU's state cannot be read: {error}"]
+    raised = _raised(stop, machine.memory, regs, sregs)
     sections = (
+        *_causes(stop, regs, sregs, raised),
         ("instruction", instruction_lines(machine.memory, regs, sregs, symbols)),
         ("registers", register_lines(regs)),
         ("control", control_lines(regs, sregs)),
         ("segments", segment_lines(sregs)),
         ("stack", stack_lines(machine.memory, regs, sregs, symbols)),
         ("page walk of CR2", walk_lines(machine.memory, sregs, sregs.cr2)),
-        ("interrupt table", idt_lines(machine.memory, sregs, symbols)),
+        ("interrupt table", idt_lines(machine.memory, sregs, symbols, raised)),
         ("last exits", exit_lines(vcpu.recent())),
     )
     for title, content in sections:
         lines += [f"{title}:", *(f"  {line}" for line in content)]
     return lines
+
+
+def _raised(stop: Stop, memory: GuestMemory, regs: Registers, sregs: SystemRegisters) -> Raised | str | None:
+    """Return the exception that ended in a triple fault; None for other ends, a text when it cannot be known."""
+    if stop.kind != StopKind.TRIPLE_FAULT:
+        return None
+    try:
+        raised = exception_of(memory, regs, sregs)
+    except UnsupportedError as error:
+        return f"not known: {error}"
+    return raised or "none by the instruction itself: an interrupt could not be delivered, or its faults are lost"
+
+
+def _causes(
+    stop: Stop, regs: Registers, sregs: SystemRegisters, raised: Raised | str | None
+) -> Iterator[tuple[str, list[str]]]:
+    if raised is not None:
+        yield "exception", [str(raised)]
+    if stop.kind == StopKind.FAIL_ENTRY:
+        yield "refused by the processor", refusal_lines(stop.exit, regs, sregs)
+
+
+def refusal_lines(exit: Exit | None, regs: Registers, sregs: SystemRegisters) -> list[str]:
+    """Why the processor did not enter the guest: its own reason, and the rules that the state breaks."""
+    reason = exit.reason if isinstance(exit, FailEntry) else 0
+    broken = refused_state(regs, sregs) or [
+        "none of the rules for registers is broken: look at MSRs and pending events"
+    ]
+    return [f"reason {reason:#x}: {REFUSALS.get(reason, 'see the processor manual')}", *broken]
 
 
 def instruction_lines(
@@ -117,10 +162,13 @@ def walk_lines(memory: GuestMemory, sregs: SystemRegisters, address: int) -> Ite
     return walk(memory.read, sregs, address).explain()
 
 
-def idt_lines(memory: GuestMemory, sregs: SystemRegisters, symbols: Mapping[str, int]) -> Iterator[str]:
-    """The entries through which the faults that end in a triple fault would have gone."""
-    for vector in (GENERAL_PROTECTION, PAGE_FAULT, DOUBLE_FAULT):
-        name = EXCEPTIONS[vector].mnemonic
+def idt_lines(
+    memory: GuestMemory, sregs: SystemRegisters, symbols: Mapping[str, int], raised: Raised | str | None = None
+) -> Iterator[str]:
+    """The entry of the exception that happened, and those of the faults that deliveries end in."""
+    happened = [raised.vector] if isinstance(raised, Raised) else []
+    for vector in dict.fromkeys((*happened, GENERAL_PROTECTION, PAGE_FAULT, DOUBLE_FAULT)):
+        name = EXCEPTIONS[vector].mnemonic if vector in EXCEPTIONS else "---"
         yield f"{vector:3} {name}: {_gate(memory, sregs, vector, symbols)}"
 
 
@@ -142,22 +190,26 @@ def _gate(memory: GuestMemory, sregs: SystemRegisters, vector: int, symbols: Map
     return f"{gate.selector:04x}:{name_of(gate.offset, symbols)} type {gate.type:#x} ist {gate.ist}"
 
 
-def exit_lines(recent: Iterable[int]) -> Iterator[str]:
-    """The last exits of the vCPU, oldest first."""
-    for code in list(recent)[-EXITS_SHOWN:]:
-        yield describe_exit(code)
+def exit_lines(recent: Iterable[PastExit]) -> Iterator[str]:
+    """The last exits of the vCPU, oldest first, with what reads were answered."""
+    for exit in list(recent)[-EXITS_SHOWN:]:
+        yield describe_exit(exit)
 
 
-def describe_exit(code: int) -> str:
-    """Return one packed exit in words."""
-    reason, size = code & packed.REASON_MASK, packed.size_of(code)
+def describe_exit(exit: PastExit) -> str:
+    """Return one exit in words."""
+    code = exit.code
+    reason, width = code & packed.REASON_MASK, f"{packed.size_of(code)} bytes"
     if reason == packed.IO:
-        many = " (string)" if code & packed.MANY else ""
+        port = f"port {packed.port_of(code):#x}"
+        if code & packed.MANY:
+            return f"out {width} to {port} (string)" if code & packed.OUT else f"in {width} from {port} (string)"
         if code & packed.OUT:
-            return f"out {size} bytes to port {packed.port_of(code):#x}: {code >> packed.VALUE_SHIFT:#x}{many}"
-        return f"in {size} bytes from port {packed.port_of(code):#x}{many}"
+            return f"out {width} to {port}: {code >> packed.VALUE_SHIFT:#x}"
+        return f"in {width} from {port}: {exit.value:#x}"
     if reason == packed.MMIO:
-        return f"mmio {'write' if code & packed.OUT else 'read'} of {size} bytes"
+        way = "write of" if code & packed.OUT else "read of"
+        return f"mmio {way} {width} at {exit.gpa:#x}: {exit.value:#x}"
     return REASONS.get(reason, f"exit reason {reason}")
 
 

@@ -201,7 +201,7 @@ class Dispatch(dict[int, "Callable[[], object]"]):
                 finally:
                     self.vcpu.share(None)
         except BusError as error:
-            exit = self.vcpu.typed_exit(self.vcpu.recent()[-1])
+            exit = self.vcpu.typed_exit(self.vcpu.recent()[-1].code)
             self._stop(Stop(StopKind.UNCLAIMED, str(error), vcpu=self.vcpu.id, exit=exit))
         except BaseException as error:
             self.error = error

@@ -56,8 +56,34 @@ def test_recent_exits_are_kept_oldest_first(guests: Guests) -> None:
     bed = guests.load(64, "mov ecx, 40\nagain: mov al, cl\nout 0xf0, al\ndec ecx\njnz again\nhlt")
     while not isinstance(bed.go(), Hlt):
         pass
-    values = [code >> packed.VALUE_SHIFT for code in bed.vcpu.recent()[:-1]]
+    values = [exit.code >> packed.VALUE_SHIFT for exit in bed.vcpu.recent()[:-1]]
     assert values == list(range(31, 0, -1))
+
+
+def test_past_exits_have_addresses_and_answers(guests: Guests) -> None:
+    source = f"mov rbx, {WINDOW}\nmov [rbx + 8], cx\nmov eax, [rbx + 16]\nin al, 0x60\nin ax, 0x62\nhlt"
+    bed = guests.load(64, source)
+    open_window(bed)
+    vcpu = bed.vcpu
+    regs = vcpu.regs
+    regs.rcx = 0x1234
+    vcpu.regs = regs
+    bed.go()
+    read = bed.go()
+    assert isinstance(read, MmioRead)
+    read.value = 0xCAFE
+    vcpu.enter()  # which takes the answer over
+    vcpu.answer(0x5A)
+    assert vcpu.recent()[-1].value == 0x5A  # before it is taken over, too
+    bed.go()
+    assert isinstance(bed.go(), Hlt)
+    assert [(exit.code & packed.REASON_MASK, exit.gpa, exit.value) for exit in vcpu.recent()] == [
+        (packed.MMIO, DEVICE + 8, 0x1234),
+        (packed.MMIO, DEVICE + 16, 0xCAFE),
+        (packed.IO, 0, 0x5A),
+        (packed.IO, 0, 0xFFFF),  # which nobody answered
+        (packed.HLT, 0, 0),
+    ]
 
 
 def test_registers_assigned_between_the_halves_of_a_write_do_not_lose_the_second(guests: Guests) -> None:

@@ -9,11 +9,12 @@ from conftest import Guests
 
 from kvmpy.accel.base import Watchpoint
 from kvmpy.accel.exits import Debug, Hlt, Interrupted, IoOut
-from kvmpy.accel.testbed import CODE, DATA
+from kvmpy.accel.testbed import CODE, DATA, PT
 from kvmpy.asm import assemble
 from kvmpy.errors import ConfigError
 
-NMI, UD, GP = 2, 6, 13
+NMI, UD, GP, PF = 2, 6, 13, 14
+WINDOW = 0x1F_0000
 DB = 1
 IF = 1 << 9
 MODES = (16, 32, 64)
@@ -89,6 +90,21 @@ def test_a_step_over_an_access_gives_the_access(guests: Guests) -> None:
     bed = guests.load(64, "out 0xf0, al\nhlt")
     exit = bed.vcpu.step()
     assert isinstance(exit, IoOut)
+
+
+@pytest.mark.needs("single_step", "exceptions_64")
+@pytest.mark.parametrize(("entry", "error"), [(0, 0x10), (WINDOW | 3 | 1 << 63, 0x11)])
+def test_a_step_onto_code_that_may_not_be_fetched_is_one_page_fault(guests: Guests, entry: int, error: int) -> None:
+    bed = guests.load(64, "nop")
+    bed.memory.write_int(PT + (WINDOW >> 12) * 8, 8, entry)
+    regs = bed.vcpu.regs
+    regs.rip = WINDOW
+    bed.vcpu.regs = regs
+    exit = bed.vcpu.step()
+    while isinstance(exit, Debug):  # some hosts stop behind the delivery
+        exit = bed.go()
+    assert bed.vector(exit) == PF
+    assert bed.frame(2) == [error, WINDOW]
 
 
 @pytest.mark.needs("breakpoint")

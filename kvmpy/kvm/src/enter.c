@@ -77,6 +77,18 @@ void kvmpy_forget_kick(struct kvmpy_vcpu *vcpu)
     __atomic_store_n(&vcpu->kicked, 0, __ATOMIC_SEQ_CST);
 }
 
+static struct kvmpy_exit *exit_before(struct kvmpy_vcpu *vcpu)
+{
+    return &vcpu->recent[(vcpu->exits - 1) % KVMPY_RECENT];
+}
+
+/* Keep the answer of the last exit, if it was a read. */
+void kvmpy_keep_answer(struct kvmpy_vcpu *vcpu)
+{
+    if (vcpu->run && vcpu->answer_at)
+        memcpy(&exit_before(vcpu)->value, vcpu->answer_at, vcpu->answer_size);
+}
+
 /*
  * Once set, `thread` stays: a kick between two entries then costs that thread one EINTR at most, and no entry a fence.
  * The TLS model spares each entry a call of __tls_get_addr().
@@ -90,6 +102,7 @@ static int run(struct kvmpy_vcpu *vcpu)
         thread = syscall(SYS_gettid);
     if (vcpu->thread != thread)
         __atomic_store_n(&vcpu->thread, thread, __ATOMIC_SEQ_CST);
+    kvmpy_keep_answer(vcpu);
     vcpu->pending = 0;
     vcpu->answer_at = NULL;
     __atomic_store_n(&vcpu->entries, vcpu->entries + 1, __ATOMIC_RELAXED);
@@ -171,6 +184,19 @@ static uint64_t pack(struct kvmpy_vcpu *vcpu, int failed)
     return run->exit_reason;
 }
 
+static uint64_t keep(struct kvmpy_vcpu *vcpu, uint64_t exit)
+{
+    vcpu->exits++;
+    struct kvmpy_exit *past = exit_before(vcpu);
+    *past = (struct kvmpy_exit){.code = exit};
+    if ((exit & 0xff) == KVM_EXIT_MMIO) {
+        past->gpa = vcpu->run->mmio.phys_addr;
+        if (exit & KVMPY_OUT)
+            memcpy(&past->value, vcpu->run->mmio.data, vcpu->run->mmio.len);
+    }
+    return exit;
+}
+
 /*
  * The lock is dropped here and not in Python: after an exit the branch predictors are cold, and a lock of Python's costs
  * 0.8 us. `recent` is kept here for the same reason.
@@ -185,7 +211,7 @@ uint64_t kvmpy_enter(struct kvmpy_vcpu *vcpu)
     uint64_t exit = pack(vcpu, run(vcpu));
     if (vcpu->run && vcpu->ring && __atomic_load_n(&vcpu->ring->last, __ATOMIC_ACQUIRE) != vcpu->ring->first)
         exit |= KVMPY_RING_PENDING;
-    vcpu->recent[vcpu->exits++ % KVMPY_RECENT] = exit;
+    keep(vcpu, exit);
     if (lock)
         pthread_mutex_lock(lock);
     return exit;
@@ -206,7 +232,7 @@ uint64_t kvmpy_complete(struct kvmpy_vcpu *vcpu)
     __atomic_store_n(immediate_exit, 0, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&vcpu->kicked, __ATOMIC_SEQ_CST))
         __atomic_store_n(immediate_exit, 1, __ATOMIC_SEQ_CST);
-    return failed == EINTR ? KVM_EXIT_INTR : pack(vcpu, failed);
+    return failed == EINTR ? KVM_EXIT_INTR : keep(vcpu, pack(vcpu, failed));
 }
 
 int kvmpy_pending(struct kvmpy_vcpu *vcpu)

@@ -22,7 +22,7 @@ struct kvmpy_vcpu {
     int may_wait;                         /* the next EAGAIN may be the end of waiting for INIT and SIPI */
     uint64_t entries;                     /* how often KVM_RUN was called */
     uint64_t exits;                       /* how many exits were packed; the last ones are in `recent` */
-    uint64_t recent[KVMPY_RECENT];        /* a ring: exit n is at n % KVMPY_RECENT */
+    struct kvmpy_exit recent[KVMPY_RECENT]; /* a ring: exit n is at n % KVMPY_RECENT */
 };
 
 /* Writes to one address that followed each other in the ring. */
@@ -39,6 +39,7 @@ int64_t kvmpy_ioctl_value(int fd, unsigned long request, unsigned long argument)
 uint64_t kvmpy_enter(struct kvmpy_vcpu *vcpu);
 uint64_t kvmpy_complete(struct kvmpy_vcpu *vcpu);
 void kvmpy_answer(struct kvmpy_vcpu *vcpu, uint64_t value);
+void kvmpy_keep_answer(struct kvmpy_vcpu *vcpu);
 int kvmpy_pending(struct kvmpy_vcpu *vcpu);
 void kvmpy_kick(struct kvmpy_vcpu *vcpu);
 void kvmpy_forget_kick(struct kvmpy_vcpu *vcpu);

@@ -21,4 +21,9 @@
 #define KVMPY_ERROR 0xffu
 #define KVMPY_RECENT 32u
 
+/* An exit that was: packed, the GPA of an MMIO access, and what was written to it or answered. */
+struct kvmpy_exit {
+    uint64_t code, gpa, value;
+};
+
 #endif

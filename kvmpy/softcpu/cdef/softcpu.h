@@ -16,6 +16,7 @@ struct cpu {
 struct uc_x86_msr { uint32_t index; uint64_t value; };
 struct soft_cpuid { uint32_t function, index, by_index; uint32_t eax, ebx, ecx, edx; };
 
+struct kvmpy_exit { uint64_t code, gpa, value; };
 struct soft_watch { uint64_t gpa; uint32_t size, reads; };
 struct soft_cpu {
     struct cpu *cpu;
@@ -24,7 +25,7 @@ struct soft_cpu {
     pthread_mutex_t *lock;
     int attention, flush;
     uint64_t entries, exits;
-    uint64_t recent[...];
+    struct kvmpy_exit recent[...];
     int pending;
     uint32_t io_size;
     uint8_t io_data[8];
@@ -35,6 +36,8 @@ struct soft_cpu {
     int msr_exits;
     uint64_t msr_value, guest_dr[8], cr8;
     int nmi_waiting, irq_waiting, want_window, shut_down;
+    int raised, raised_has_error;
+    uint32_t raised_error;
     int injected, injected_is_fault, injected_has_error;
     uint32_t injected_error;
     ...;
@@ -51,6 +54,7 @@ uint64_t soft_enter(struct soft_cpu *s);
 uint64_t soft_step(struct soft_cpu *s);
 uint64_t soft_complete(struct soft_cpu *s);
 void soft_answer(struct soft_cpu *s, uint64_t value);
+void soft_keep_answer(struct soft_cpu *s);
 void soft_kick(struct soft_cpu *s);
 void soft_forget_kick(struct soft_cpu *s);
 struct cpu *soft_load_cpu(struct soft_cpu *s);

@@ -415,11 +415,21 @@ static int has_error_code(int vector)
     return vector == DF || (vector >= TS && vector <= PF) || vector == AC;
 }
 
+static void note_raised(struct soft_cpu *s, int vector, int has_error, uint32_t error)
+{
+    if (s->shut_down) /* the engine, which does not know of it, meets the fault again */
+        return;
+    s->raised = vector;
+    s->raised_has_error = has_error && (s->cpu->cr[0] & CR0_PE);
+    s->raised_error = error;
+}
+
 int soft_deliver(struct soft_cpu *s, int vector, int has_error, uint32_t error, enum soft_event kind)
 {
     struct cpu *c = s->cpu, before = *c;
     uint64_t flags = soft_rflags(s);
     int first = kind == EVENT_FAULT ? vector : -1;
+    note_raised(s, first, has_error, error);
     if (first >= 0 && vector != DB && vector != BP && vector != OF)
         flags |= FLAG_RF; /* so that the instruction, run again, does not meet its breakpoint (Intel SDM vol. 3, 17.3.1.1) */
     has_error = has_error && (c->cr[0] & CR0_PE);
@@ -436,6 +446,8 @@ int soft_deliver(struct soft_cpu *s, int vector, int has_error, uint32_t error, 
             return 0;
         if (first >= 0 && is_double_fault(first, e.vector))
             e = fault(DF, 0);
+        if (first < 0) /* INT n or an interrupt: its own delivery raised the first */
+            note_raised(s, e.vector, has_error_code(e.vector), e.error);
         vector = first = e.vector;
         error = e.error;
         has_error = has_error_code(vector) && (c->cr[0] & CR0_PE);

@@ -187,7 +187,7 @@ struct soft_cpu *soft_open(int *error)
         soft_close(s);
         return NULL;
     }
-    s->injected = s->irq_waiting = -1;
+    s->injected = s->irq_waiting = s->raised = -1;
     s->leaving = s->passing = NOWHERE;
     s->guest_dr[6] = DR6_FIXED;
     s->guest_dr[7] = 0x400;

@@ -56,6 +56,7 @@ int soft_run_one(struct soft_cpu *s)
 {
     uint64_t at = soft_linear_rip(soft_load_cpu(s));
     unicorn.ctl(s->engine, UC_CTL_REMOVE_CACHE, at, at + 1);
+    soft_store_cpu(s, 0); /* if the engine met a page fault there, it would take the guest's own for a second one: #DF */
     go(s);
     s->single = 1;
     int error = unicorn.emu_start(s->engine, s->cpu->rip, 0, 0, 1);
@@ -176,6 +177,33 @@ static uint64_t run(struct soft_cpu *s)
     return exit;
 }
 
+static struct kvmpy_exit *exit_before(struct soft_cpu *s)
+{
+    return &s->recent[(s->exits - 1) % KVMPY_RECENT];
+}
+
+/* Keep the answer of the last exit, if it was a read. */
+void soft_keep_answer(struct soft_cpu *s)
+{
+    uint32_t size = s->pending == SOFT_IN || s->pending == SOFT_INS ? s->io_size : s->mmio_size;
+    if (s->exits && (s->pending == SOFT_IN || s->pending == SOFT_INS))
+        memcpy(&exit_before(s)->value, s->io_data, size);
+    else if (s->exits && s->pending == SOFT_MMIO && !(exit_before(s)->code & KVMPY_OUT))
+        memcpy(&exit_before(s)->value, &s->answer, size);
+}
+
+static uint64_t keep(struct soft_cpu *s, uint64_t exit)
+{
+    s->exits++;
+    struct kvmpy_exit *past = exit_before(s);
+    *past = (struct kvmpy_exit){.code = exit};
+    if ((exit & 0xff) == KVM_EXIT_MMIO) {
+        past->gpa = s->mmio_gpa;
+        past->value = exit & KVMPY_OUT ? s->mmio_value : 0;
+    }
+    return exit;
+}
+
 static uint64_t entered(struct soft_cpu *s, uint64_t (*what)(struct soft_cpu *))
 {
     pthread_mutex_t *lock = s->lock;
@@ -184,8 +212,8 @@ static uint64_t entered(struct soft_cpu *s, uint64_t (*what)(struct soft_cpu *))
     if (lock)
         pthread_mutex_unlock(lock);
     __atomic_store_n(&s->entries, s->entries + 1, __ATOMIC_RELAXED);
-    uint64_t exit = what(s);
-    s->recent[s->exits++ % KVMPY_RECENT] = exit;
+    soft_keep_answer(s);
+    uint64_t exit = keep(s, what(s));
     if (lock)
         pthread_mutex_lock(lock);
     return exit;
@@ -215,7 +243,9 @@ uint64_t soft_step(struct soft_cpu *s)
 /* Finish the instruction that exited, without going on; 0, or an exit that comes of it. */
 uint64_t soft_complete(struct soft_cpu *s)
 {
-    return finish_pending(s);
+    soft_keep_answer(s);
+    uint64_t exit = finish_pending(s);
+    return exit ? keep(s, exit) : 0;
 }
 
 void soft_answer(struct soft_cpu *s, uint64_t value)

@@ -60,7 +60,8 @@ struct soft_cpu {
     int attention;         /* soft_enter() shall not enter but return KVMPY_ATTENTION */
     int kicked;
     int flush; /* memory changed behind the engine's back */
-    uint64_t entries, exits, recent[KVMPY_RECENT];
+    uint64_t entries, exits;
+    struct kvmpy_exit recent[KVMPY_RECENT];
 
     /* The exit that the hooks found, and what it left to do */
     uint64_t exit;
@@ -100,6 +101,8 @@ struct soft_cpu {
 
     /* Events that wait for the next entry */
     int nmi_waiting, nmi_masked, irq_waiting, want_window, shut_down;
+    int raised, raised_has_error; /* the exception that was raised last, before those of its delivery; -1 for none */
+    uint32_t raised_error;
     int injected, injected_is_fault, injected_has_error; /* vector, -1 for none */
     uint32_t injected_error;
     int watching;            /* stop between blocks, to see whether an interrupt can be delivered */
@@ -141,6 +144,7 @@ uint64_t soft_enter(struct soft_cpu *s);
 uint64_t soft_step(struct soft_cpu *s);
 uint64_t soft_complete(struct soft_cpu *s);
 void soft_answer(struct soft_cpu *s, uint64_t value);
+void soft_keep_answer(struct soft_cpu *s);
 void soft_kick(struct soft_cpu *s);
 void soft_forget_kick(struct soft_cpu *s);
 struct cpu *soft_load_cpu(struct soft_cpu *s);
