@@ -1,15 +1,31 @@
 """Typed records: the part of `dataclasses` that kvmpy uses, without its import.
 
 Importing `dataclasses` loads `inspect`, `ast` and `tokenize`: 20 ms, half of what `kvmpy boot hello.bin` may take over
-a bare interpreter. Type checkers see the standard library's decorator, so a record is checked exactly like a dataclass.
+a bare interpreter. Type checkers see a decorator that makes dataclasses (PEP 681), so a record is checked like one.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from dataclasses import asdict, field, replace
-    from dataclasses import dataclass as record
+    from collections.abc import Callable
+    from typing import Any, TypeVar, dataclass_transform
+
+    T = TypeVar("T")
+
+    def field(*, default_factory: Callable[[], T]) -> T:
+        """Declare a default made by calling `default_factory`, for values that must not be shared."""
+
+    @dataclass_transform(field_specifiers=(field,))
+    def record(cls: type[T]) -> type[T]:
+        """Give the annotated class an `__init__`, `__eq__`, `__repr__`, and slots for its fields."""
+
+    def replace(obj: T, /, **changes: Any) -> T:
+        """Return a copy of the record with some fields changed."""
+
+    def asdict(obj: object, /) -> dict[str, Any]:
+        """Return the record as a dictionary, records and containers inside it converted too."""
+
 else:
 
     class _Factory:

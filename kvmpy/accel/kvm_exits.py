@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kvmpy.accel import exits, packed
 from kvmpy.accel.answers import bytes_answer, whole_answer
+from kvmpy.cpu.bits import MASK64
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
 
     Typed = tuple[exits.Exit, Callable[[], None] | None]
 
-EMULATION_FAILURE = 1
-MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 BYTES_VALID = 1  # KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES
 
 
@@ -85,7 +84,7 @@ def _internal_error(fd: VcpuFd, _code: int) -> Typed:
     error = fd.run.internal
     data = list(error.data)[: min(error.ndata, len(error.data))]
     instruction = b""
-    if error.suberror == EMULATION_FAILURE and error.ndata and fd.run.emulation_failure.flags & BYTES_VALID:
+    if error.suberror == packed.EMULATION_FAILURE and error.ndata and fd.run.emulation_failure.flags & BYTES_VALID:
         failure = fd.run.emulation_failure
         instruction = bytes(failure.insn_bytes)[: failure.insn_size]
     return exits.InternalError(error.suberror, data, instruction), None

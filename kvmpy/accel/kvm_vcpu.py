@@ -16,6 +16,7 @@ from kvmpy.accel.kvm_state import (
 )
 from kvmpy.accel.packed import PastExit
 from kvmpy.accel.run_path import RunPath
+from kvmpy.cpu.bits import LAST_VECTOR, RFLAGS_IF
 from kvmpy.cpu.state import CpuState, MpState, Registers, SystemRegisters
 from kvmpy.errors import ConfigError
 from kvmpy.kvm.binding import CData, constant, ffi
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from kvmpy.kvm.lock import Lock
     from kvmpy.kvm.vcpu import VcpuFd
 
-RFLAGS_IF = 1 << 9
-LAST_VECTOR = 255
 DR7_WRITE, DR7_READ_WRITE = 1, 3
 DR7_LENGTH = {1: 0, 2: 1, 4: 3, 8: 2}
 DR7_FIXED = 0x400  # bit 10 reads as one (Intel SDM vol. 3, 17.2.4)

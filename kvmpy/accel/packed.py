@@ -35,6 +35,7 @@ ATTENTION = 0xFE  # not entered: the vCPU has something to do first that `Vcpu.e
 ERROR = 0xFF
 
 REASON_MASK = 0xFF
+EMULATION_FAILURE = 1  # suberror of INTERNAL_ERROR: KVM_INTERNAL_ERROR_EMULATION
 SIZE_SHIFT = 8
 OUT = 1 << 12
 MANY = 1 << 13

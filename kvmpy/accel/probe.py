@@ -11,6 +11,7 @@ import time
 from kvmpy.accel import exits
 from kvmpy.accel.base import Watchpoint
 from kvmpy.accel.testbed import CODE, DATA, IDT, KICK_LIMIT_SECONDS, PML4, USER_CODE64, Testbed
+from kvmpy.cpu.bits import CR0_PG, CR0_TS, CR4_TSD, EFER_SCE, RFLAGS_IF, RFLAGS_IOPL
 from kvmpy.errors import HostError, UnsupportedError
 
 TYPE_CHECKING = False
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from kvmpy.accel.exits import Exit
     from kvmpy.cpu.state import CpuState
 
-CR0_TS, CR0_PG = 1 << 3, 1 << 31
-CR4_TSD = 1 << 2
-RFLAGS_IOPL3 = 3 << 12
 UD, NM, NP, SS, GP, DB, BP = 6, 7, 11, 12, 13, 1, 3
 RDRAND = 1 << 30
 HANG_SECONDS = 0.2  # of a processor's time, without an exit: it hangs
@@ -195,7 +193,7 @@ def _syscall(accelerator: Accelerator) -> bool:
         bed.load(bytes.fromhex("0f05"), ring=3)
         bed.memory.write(target, OUT_AND_HALT)
         state = bed.initial_state(ring=3)
-        state.sregs.efer |= 1
+        state.sregs.efer |= EFER_SCE
         state.msrs = {star: 0x18 << 32 | (USER_CODE64 - 16) << 48, lstar: target, sfmask: 0}
         bed.vcpu.state = state
         return bed.vector(_go(bed)) == REACHED and not bed.vcpu.sregs.cs.selector & 3
@@ -206,7 +204,7 @@ def _iopl(accelerator: Accelerator) -> bool:
     with Testbed(accelerator, 64) as bed:
         bed.load(bytes.fromhex("ba00050000 ee"), ring=3)
         state = bed.initial_state(ring=3)
-        state.regs.rflags |= RFLAGS_IOPL3
+        state.regs.rflags |= RFLAGS_IOPL
         bed.vcpu.regs = state.regs
         exit = _go(bed)
         return isinstance(exit, exits.IoOut) and exit.port == 0x500
@@ -278,7 +276,7 @@ def _interrupt(accelerator: Accelerator) -> bool:
     with Testbed(accelerator, 64) as bed:
         bed.load(bytes.fromhex("fb 90 90") + OUT_AND_HALT)
         state = bed.initial_state()
-        state.regs.rflags |= 1 << 9
+        state.regs.rflags |= RFLAGS_IF
         bed.vcpu.regs = state.regs
         bed.vcpu.interrupt(0x40)
         return bed.vector(_go(bed)) == 0x40

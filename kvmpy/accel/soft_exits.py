@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kvmpy.accel import exits, packed
 from kvmpy.accel.answers import bytes_answer, whole_answer
+from kvmpy.cpu.bits import MASK64
 from kvmpy.softcpu.binding import ffi, lib
 
 TYPE_CHECKING = False
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
     Typed = tuple[exits.Exit, Callable[[], None] | None]
 
-EMULATION_FAILURE = 1
-MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 RAX = 0
 ARGUMENTS = (3, 1, 2, 6)  # RBX, RCX, RDX, RSI (Documentation/virt/kvm/x86/hypercalls.rst)
 
@@ -73,7 +72,7 @@ def _msr(soft: CData, code: int) -> Typed:
 
 
 def _internal_error(soft: CData, _code: int) -> Typed:
-    return exits.InternalError(EMULATION_FAILURE, [soft.engine_error, soft.failed_at]), None
+    return exits.InternalError(packed.EMULATION_FAILURE, [soft.engine_error, soft.failed_at]), None
 
 
 MAKERS: dict[int, Callable[[CData, int], Typed]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvmpy.cpu.bits import MASK64
 from kvmpy.cpu.state import DescriptorTable, Registers, Segment, SystemRegisters
 
 TYPE_CHECKING = False
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
 # The order of the engine's arrays.
 GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
-MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 
 
 def load_regs(cpu: CData, rflags: int) -> Registers:

@@ -9,6 +9,7 @@ from kvmpy.accel.base import Watchpoint, check_debug_registers
 from kvmpy.accel.packed import PastExit
 from kvmpy.accel.run_path import RunPath
 from kvmpy.accel.soft_state import load_regs, load_sregs, store_regs, store_sregs
+from kvmpy.cpu.bits import LAST_VECTOR, RFLAGS_IF
 from kvmpy.cpu.state import CpuState, DebugRegisters, MpState, PendingEvents, Registers, Segment, SystemRegisters
 from kvmpy.errors import ClosedError, ConfigError
 from kvmpy.softcpu.binding import check, ffi, lib
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from kvmpy.memory import Region
     from kvmpy.softcpu.binding import CData
 
-LAST_VECTOR = 255
-RFLAGS_IF = 1 << 9
 HF_INHIBIT_IRQ = 1 << 3
 NONE = -1
 

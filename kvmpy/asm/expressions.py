@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 DEPTH_LIMIT = 50
 SHIFT_LIMIT = 64
-VALUE_LIMIT = 1 << 128  # what is in between may be larger than what comes out
+BETWEEN_LIMIT = 1 << 128  # what is in between may be larger than what comes out
 
 
 def _divide(a: int, b: int) -> int:
@@ -81,7 +81,7 @@ class Expression:
             result = OPERATORS[self.kind](*values)
         except AssemblyError as error:
             raise Misplaced(self.column, str(error)) from None
-        if abs(result) >= VALUE_LIMIT:
+        if abs(result) >= BETWEEN_LIMIT:
             raise Misplaced(self.column, "a value takes more than 128 bits")
         return result
 

@@ -6,11 +6,11 @@ import json
 import os
 
 from kvmpy.errors import ImageError
+from kvmpy.memory import ADDRESS_LIMIT
 from kvmpy.record import asdict, field, record
 
 MODES = ("real", "protected", "long")
 IRQCHIPS = ("auto", "kernel", "python", "none")
-ADDRESS_LIMIT = 1 << 52
 
 
 @record

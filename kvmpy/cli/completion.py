@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import shlex
+
 from kvmpy.cli.arguments import command_parser
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
+    from collections.abc import Iterator
 
 EPILOG = """\
 examples:
@@ -15,19 +18,14 @@ examples:
   kvmpy completion fish > ~/.config/fish/completions/kvmpy.fish
 """
 
-BASH = """\
-_kvmpy() {{
-    local current=${{COMP_WORDS[COMP_CWORD]}} words
-    COMPREPLY=()
-    case ${{COMP_WORDS[1]}} in
-{cases}
-        *) words="{commands} --help --version" ;;
-    esac
-    if [[ $COMP_CWORD -eq 1 ]]; then words="{commands} --help --version"; fi
-    COMPREPLY=($(compgen -W "$words" -- "$current"))
-    if [[ $COMP_CWORD -gt 1 && $current != -* ]]; then COMPREPLY+=($(compgen -f -- "$current")); fi
+# What the value of an option or argument is, by how the help calls it.
+IS_FILE, IS_DIRECTORY = ("FILE", "WHAT"), ("ROOTFS", "DIR", "DIR:/DIR[:ro]")
+TAKE_IMAGES = ("boot", "disasm")  # a bundled guest or a file
+IMAGES_IN_BASH = """\
+_kvmpy_images() {{
+    compgen -W {names} -- "$1"
+    compgen -f -- "$1"
 }}
-complete -o filenames -F _kvmpy kvmpy
 """
 
 
@@ -40,46 +38,45 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Print the script."""
-    from kvmpy.boot.image import bundled_guests
-    from kvmpy.cli import COMMANDS, command_module
+    import shtab
 
-    parsers = {name: command_module(name).parser() for name in COMMANDS}
-    words = {
-        name: [*_option_words(p), *(bundled_guests() if name in ("boot", "disasm") else ())]
-        for name, p in parsers.items()
-    }
-    print(SHELLS[options.shell](words, COMMANDS), end="")
+    from kvmpy.boot.image import bundled_guests
+
+    names = " ".join(bundled_guests())
+    preamble = {"bash": IMAGES_IN_BASH.format(names=shlex.quote(names))}
+    print(shtab.complete(whole_parser(names), shell=options.shell, preamble=preamble), end="")  # type: ignore[arg-type]
     return 0
 
 
-def _option_words(p: argparse.ArgumentParser) -> list[str]:
-    words = []
-    for action in p._actions:
-        words += [option for option in action.option_strings if option.startswith("--")]
-        if not action.option_strings and action.choices:
-            words += list(action.choices)
-    return words
+def whole_parser(images: str) -> argparse.ArgumentParser:
+    """Return all commands in one parser; `images` are the names of the bundled guests."""
+    import shtab
+
+    from kvmpy.cli import COMMANDS, command_module
+
+    image = {
+        "bash": "_kvmpy_images",
+        "zsh": f"_alternative 'guests:guest:({images})' 'files:file:_files'",
+        "fish": f"(__fish_complete_path (commandline -ct)) {images}",
+    }
+    whole = argparse.ArgumentParser(prog="kvmpy")
+    whole.add_argument("--version", action="store_true", help="print the version")
+    commands = whole.add_subparsers()
+    for name, summary in COMMANDS.items():
+        command = command_module(name).parser()
+        for action in _with_values(command):
+            if action.metavar in IS_FILE:
+                action.complete = image if name in TAKE_IMAGES else shtab.FILE  # type: ignore[attr-defined]
+            elif action.metavar in IS_DIRECTORY:
+                action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+        commands.add_parser(name, parents=[command], add_help=False, help=summary)
+    return whole
 
 
-def _bash(words: dict[str, list[str]], commands: dict[str, str]) -> str:
-    cases = "\n".join(f'        {name}) words="{" ".join(items)}" ;;' for name, items in words.items())
-    return BASH.format(cases=cases, commands=" ".join(commands))
-
-
-def _zsh(words: dict[str, list[str]], commands: dict[str, str]) -> str:
-    return "#compdef kvmpy\nautoload -U +X bashcompinit && bashcompinit\n" + _bash(words, commands)
-
-
-def _fish(words: dict[str, list[str]], commands: dict[str, str]) -> str:
-    lines = [
-        f"complete -c kvmpy -n __fish_use_subcommand -f -a {name} -d '{summary.replace(chr(39), '')}'"
-        for name, summary in commands.items()
-    ]
-    for name, items in words.items():
-        seen = f"-n '__fish_seen_subcommand_from {name}'"
-        for item in items:
-            lines.append(f"complete -c kvmpy {seen} " + (f"-l {item[2:]}" if item.startswith("--") else f"-a {item}"))
-    return "\n".join(lines) + "\n"
-
-
-SHELLS = {"bash": _bash, "zsh": _zsh, "fish": _fish}
+def _with_values(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from _with_values(each)
+        else:
+            yield action

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import IntFlag
 from typing import NamedTuple
 
+from kvmpy.cpu import bits
+
 
 class RFLAGS(IntFlag):
     """Intel SDM vol. 3, 2.3, and vol. 1, 3.4.3. Bit 1 always reads as one; IOPL is a field of two bits."""
@@ -15,14 +17,14 @@ class RFLAGS(IntFlag):
     ZF = 1 << 6
     SF = 1 << 7
     TF = 1 << 8
-    IF = 1 << 9
+    IF = bits.RFLAGS_IF
     DF = 1 << 10
     OF = 1 << 11
     IOPL1 = 1 << 12
     IOPL2 = 1 << 13
     NT = 1 << 14
     RF = 1 << 16
-    VM = 1 << 17
+    VM = bits.RFLAGS_VM
     AC = 1 << 18
     VIF = 1 << 19
     VIP = 1 << 20
@@ -32,17 +34,17 @@ class RFLAGS(IntFlag):
 class CR0(IntFlag):
     """Intel SDM vol. 3, 2.5."""
 
-    PE = 1 << 0
-    MP = 1 << 1
+    PE = bits.CR0_PE
+    MP = bits.CR0_MP
     EM = 1 << 2
-    TS = 1 << 3
-    ET = 1 << 4
-    NE = 1 << 5
-    WP = 1 << 16
+    TS = bits.CR0_TS
+    ET = bits.CR0_ET
+    NE = bits.CR0_NE
+    WP = bits.CR0_WP
     AM = 1 << 18
     NW = 1 << 29
     CD = 1 << 30
-    PG = 1 << 31
+    PG = bits.CR0_PG
 
 
 class CR4(IntFlag):
@@ -50,15 +52,15 @@ class CR4(IntFlag):
 
     VME = 1 << 0
     PVI = 1 << 1
-    TSD = 1 << 2
+    TSD = bits.CR4_TSD
     DE = 1 << 3
     PSE = 1 << 4
-    PAE = 1 << 5
+    PAE = bits.CR4_PAE
     MCE = 1 << 6
     PGE = 1 << 7
     PCE = 1 << 8
-    OSFXSR = 1 << 9
-    OSXMMEXCPT = 1 << 10
+    OSFXSR = bits.CR4_OSFXSR
+    OSXMMEXCPT = bits.CR4_OSXMMEXCPT
     UMIP = 1 << 11
     LA57 = 1 << 12
     VMXE = 1 << 13
@@ -77,10 +79,10 @@ class CR4(IntFlag):
 class EFER(IntFlag):
     """Intel SDM vol. 3, 2.2.1; SVME and above: AMD APM vol. 2, 3.1.7."""
 
-    SCE = 1 << 0
-    LME = 1 << 8
-    LMA = 1 << 10
-    NXE = 1 << 11
+    SCE = bits.EFER_SCE
+    LME = bits.EFER_LME
+    LMA = bits.EFER_LMA
+    NXE = bits.EFER_NXE
     SVME = 1 << 12
     LMSLE = 1 << 13
     FFXSR = 1 << 14
@@ -140,5 +142,5 @@ def describe_flags(kind: type[IntFlag], value: int) -> str:
     known = [bit for bit in kind if value & bit]
     rest = value & ~sum(known)
     if kind is RFLAGS:
-        rest &= ~2  # always one
+        rest &= ~bits.RFLAGS_FIXED
     return " ".join([*(str(bit.name) for bit in known), *([f"{rest:#x}"] if rest else [])]) or "-"

@@ -1,60 +1,83 @@
 """Ready-made initial states for the processor's modes, and the question which mode a state is in.
 
-This is on the path of every boot, so bits are literal constants here; `kvmpy.cpu.flags` has them with their names.
+This is on the path of every boot.
 Every segment satisfies the checks of VM entry on guest segment registers (Intel SDM vol. 3, 26.3.1.2): types accessed,
 limit and G consistent, TR a busy TSS, LDTR unusable.
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
+
+from kvmpy.cpu.bits import (
+    CR0_ET,
+    CR0_MP,
+    CR0_NE,
+    CR0_PE,
+    CR0_PG,
+    CR0_WP,
+    CR4_OSFXSR,
+    CR4_OSXMMEXCPT,
+    CR4_PAE,
+    EFER_LMA,
+    EFER_LME,
+    EFER_NXE,
+    RFLAGS_FIXED,
+    RFLAGS_VM,
+)
 from kvmpy.cpu.state import CpuState, DescriptorTable, Registers, Segment, SystemRegisters
 from kvmpy.errors import ConfigError
-from kvmpy.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Self
+
     from kvmpy.cpu.segments import Gdt
 
 CODE_SELECTOR = 0x08
 DATA_SELECTOR = 0x10
 CODE64_SELECTOR = 0x18
 
-_PE, _MP, _ET, _NE, _WP, _PG = 1 << 0, 1 << 1, 1 << 4, 1 << 5, 1 << 16, 1 << 31
-_PAE, _OSFXSR, _OSXMMEXCPT = 1 << 5, 1 << 9, 1 << 10
-_LME, _LMA, _NXE = 1 << 8, 1 << 10, 1 << 11
-_RFLAGS_FIXED, _RFLAGS_VM = 1 << 1, 1 << 17
 _CODE, _DATA, _LDT, _BUSY_TSS = 0xB, 0x3, 0x2, 0xB
 _DATA_SEGMENTS = ("ds", "es", "fs", "gs", "ss")
 
 
-@record
-class Mode:
-    """How the processor reads its instructions: the mode's name and the default operand size in bits."""
+class Mode(StrEnum):
+    """How the processor reads its instructions; `bits` is the default size of addresses and operands.
 
-    name: str
+    >>> Mode.PROTECTED_32.bits, str(Mode.LONG)
+    (32, 'long')
+    """
+
     bits: int
 
+    def __new__(cls, name: str, bits: int) -> Self:
+        """Make a member of its name and size."""
+        mode = str.__new__(cls, name)
+        mode._value_ = name
+        mode.bits = bits
+        return mode
 
-REAL = Mode("real", 16)
-VIRTUAL_8086 = Mode("virtual-8086", 16)
-PROTECTED_16 = Mode("protected-16", 16)
-PROTECTED_32 = Mode("protected-32", 32)
-COMPATIBILITY_16 = Mode("compatibility-16", 16)
-COMPATIBILITY_32 = Mode("compatibility-32", 32)
-LONG = Mode("long", 64)
+    REAL = "real", 16
+    VIRTUAL_8086 = "virtual-8086", 16
+    PROTECTED_16 = "protected-16", 16
+    PROTECTED_32 = "protected-32", 32
+    COMPATIBILITY_16 = "compatibility-16", 16
+    COMPATIBILITY_32 = "compatibility-32", 32
+    LONG = "long", 64
 
 
 def mode_of(sregs: SystemRegisters, rflags: int = 0) -> Mode:
     """Return the mode of CR0.PE, EFER.LMA, RFLAGS.VM and CS's L and D bits (Intel SDM vol. 3, 2.2)."""
-    if not sregs.cr0 & _PE:
-        return REAL
-    if sregs.efer & _LMA:
+    if not sregs.cr0 & CR0_PE:
+        return Mode.REAL
+    if sregs.efer & EFER_LMA:
         if sregs.cs.l:
-            return LONG
-        return COMPATIBILITY_32 if sregs.cs.db else COMPATIBILITY_16
-    if rflags & _RFLAGS_VM:
-        return VIRTUAL_8086
-    return PROTECTED_32 if sregs.cs.db else PROTECTED_16
+            return Mode.LONG
+        return Mode.COMPATIBILITY_32 if sregs.cs.db else Mode.COMPATIBILITY_16
+    if rflags & RFLAGS_VM:
+        return Mode.VIRTUAL_8086
+    return Mode.PROTECTED_32 if sregs.cs.db else Mode.PROTECTED_16
 
 
 def cpl(sregs: SystemRegisters) -> int:
@@ -62,7 +85,7 @@ def cpl(sregs: SystemRegisters) -> int:
 
     Not CS.RPL: between MOV CR0 and the far jump into protected mode CS still holds a paragraph number.
     """
-    return sregs.ss.dpl if sregs.cr0 & _PE else 0
+    return sregs.ss.dpl if sregs.cr0 & CR0_PE else 0
 
 
 def flat_gdt() -> bytes:
@@ -83,11 +106,11 @@ def real_mode(entry: int, *, segment: int = 0, stack: int = 0x7C00) -> CpuState:
     """
     for name, value in (("entry", entry), ("segment", segment), ("stack", stack)):
         _check(value, 16, f"real-mode {name}")
-    sregs = SystemRegisters(cs=real_segment(segment, code=True), cr0=_ET)
+    sregs = SystemRegisters(cs=real_segment(segment, code=True), cr0=CR0_ET)
     for name in _DATA_SEGMENTS:
         setattr(sregs, name, real_segment(segment))
     sregs.ldt = _no_ldt()
-    return CpuState(Registers(rip=entry, rsp=stack, rflags=_RFLAGS_FIXED), sregs)
+    return CpuState(Registers(rip=entry, rsp=stack, rflags=RFLAGS_FIXED), sregs)
 
 
 def protected_mode(entry: int, stack: int, *, gdt: int = 0) -> CpuState:
@@ -99,8 +122,8 @@ def protected_mode(entry: int, stack: int, *, gdt: int = 0) -> CpuState:
     for name, value in (("entry", entry), ("stack", stack), ("GDT address", gdt)):
         _check(value, 32, f"protected-mode {name}")
     sregs = _flat_sregs(gdt, CODE_SELECTOR)
-    sregs.cr0 = _PE | _MP | _ET | _NE
-    return CpuState(Registers(rip=entry, rsp=stack, rflags=_RFLAGS_FIXED), sregs)
+    sregs.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE
+    return CpuState(Registers(rip=entry, rsp=stack, rflags=RFLAGS_FIXED), sregs)
 
 
 def long_mode(entry: int, stack: int, cr3: int, *, gdt: int = 0) -> CpuState:
@@ -117,11 +140,11 @@ def long_mode(entry: int, stack: int, cr3: int, *, gdt: int = 0) -> CpuState:
     if cr3 & 0xFFF:
         raise ConfigError(f"long-mode CR3 {cr3:#x} is not 4 KiB-aligned; give the address of a PML4 table")
     sregs = _flat_sregs(gdt, CODE64_SELECTOR)
-    sregs.cr0 = _PE | _MP | _ET | _NE | _WP | _PG
+    sregs.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG
     sregs.cr3 = cr3
-    sregs.cr4 = _PAE | _OSFXSR | _OSXMMEXCPT
-    sregs.efer = _LME | _LMA | _NXE
-    return CpuState(Registers(rip=entry, rsp=stack, rflags=_RFLAGS_FIXED), sregs)
+    sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT
+    sregs.efer = EFER_LME | EFER_LMA | EFER_NXE
+    return CpuState(Registers(rip=entry, rsp=stack, rflags=RFLAGS_FIXED), sregs)
 
 
 def _flat_table() -> Gdt:

@@ -1,20 +1,19 @@
 """Builds the page tables of long mode: 4-level paging with pages of 4 KiB, 2 MiB and 1 GiB (Intel SDM vol. 3, 4.5).
 
-On the path of a long-mode boot, so bits are literal constants here; `kvmpy.cpu.paging` walks tables and names them.
+On the path of a long-mode boot; `kvmpy.cpu.paging` walks tables and tells what it finds.
 """
 
 from __future__ import annotations
 
 import struct
 
+from kvmpy.cpu.bits import GLOBAL, LARGE, NO_EXECUTE, PRESENT, USER, WRITABLE
 from kvmpy.errors import ConfigError
 
 PAGE_4K, PAGE_2M, PAGE_1G = 1 << 12, 1 << 21, 1 << 30
 PAGE_SIZES = (PAGE_1G, PAGE_2M, PAGE_4K)
 TABLE_SIZE, ENTRIES = 4096, 512
 ADDRESS_MASK = 0x000F_FFFF_FFFF_F000
-# Entry bits (Intel SDM vol. 3, tables 4-15 to 4-20).
-PRESENT, WRITABLE, USER, LARGE, GLOBAL, NO_EXECUTE = 1 << 0, 1 << 1, 1 << 2, 1 << 7, 1 << 8, 1 << 63
 PML4_SHIFT, INDEX_BITS = 39, 9
 LOW_HALF_END, HIGH_HALF_START, LINEAR_END = 1 << 47, (1 << 64) - (1 << 47), 1 << 64
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kvmpy.cpu.bits import LARGE, NO_EXECUTE, PRESENT, USER, WRITABLE
 from kvmpy.cpu.flags import CR0, CR4, EFER, RFLAGS, PageFault
 from kvmpy.errors import MemoryAccessError
 from kvmpy.record import field, record
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     ReadMemory = Callable[[int, int], bytes]
 
-PRESENT, WRITABLE, USER, LARGE, NO_EXECUTE = 1 << 0, 1 << 1, 1 << 2, 1 << 7, 1 << 63
 ADDRESS_52 = 0x000F_FFFF_FFFF_F000
 ADDRESS_32 = 0xFFFF_F000
 PAE_IGNORED = 0x7FF0_0000_0000_0000  # bits 62:52: ignored by 4-level paging, reserved in PAE (tables 4-9 to 4-11)

@@ -44,7 +44,7 @@ def run(scene: Scene) -> None:
         count += 1
         vcpu.step()
         scene.saw(f"{seen[-1]:17} {text}")
-        mode = mode_of(vcpu.sregs, vcpu.regs.rflags).name
+        mode = mode_of(vcpu.sregs, vcpu.regs.rflags)
         if mode != seen[-1]:
             scene.why(REASONS[mode])
             seen.append(mode)

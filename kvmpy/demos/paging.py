@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from kvmpy.accel import exits
 from kvmpy.boot.flat import PAGE_TABLES
+from kvmpy.cpu.bits import LARGE, PRESENT, WRITABLE
 from kvmpy.cpu.flags import PageFault
-from kvmpy.cpu.page_tables import LARGE, PAGE_2M, PRESENT, WRITABLE
+from kvmpy.cpu.page_tables import PAGE_2M
 from kvmpy.cpu.paging import walk
 from kvmpy.demos.scene import shown
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 else:
     CData = ffi.CData
 
-PAGE_SIZE = 4096
 
 # The likely cause behind an errno, for one ioctl or, with an empty name, for any.
 CAUSES = {

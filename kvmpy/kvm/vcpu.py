@@ -7,7 +7,7 @@ import itertools
 import mmap
 
 from kvmpy.errors import ConfigError, KvmpyError
-from kvmpy.kvm.binding import PAGE_SIZE, CData, Fd, constant, ffi, ioctl_error, lib, to_bytes
+from kvmpy.kvm.binding import CData, Fd, constant, ffi, ioctl_error, lib, to_bytes
 from kvmpy.kvm.device import access_attribute, has_attribute
 from kvmpy.kvm.query import enable_cap, get_cpuid, get_msrs
 from kvmpy.kvm.stats import StatsFd
@@ -47,8 +47,8 @@ class VcpuFd(Fd):
         self.handle = ffi.new("struct kvmpy_vcpu *", {"fd": fd, "run": self._run, "may_wait": waits})
         lib.kvmpy_install_kick_handler()  # without it the first kick, SIGRTMIN, would end the process
         page = constant("KVM_COALESCED_MMIO_PAGE_OFFSET")
-        if mmap_size > page * PAGE_SIZE:
-            self.handle.ring = ffi.cast("struct kvm_coalesced_mmio_ring *", self._pages + page * PAGE_SIZE)
+        if mmap_size > page * mmap.PAGESIZE:
+            self.handle.ring = ffi.cast("struct kvm_coalesced_mmio_ring *", self._pages + page * mmap.PAGESIZE)
 
     def close(self) -> None:
         """Unmap the shared pages and close the descriptor."""
@@ -146,7 +146,9 @@ class VcpuFd(Fd):
         ring = self.handle.ring
         if ring == ffi.NULL:
             return None
-        capacity = (PAGE_SIZE - ffi.sizeof("struct kvm_coalesced_mmio_ring")) // ffi.sizeof("struct kvm_coalesced_mmio")
+        capacity = (mmap.PAGESIZE - ffi.sizeof("struct kvm_coalesced_mmio_ring")) // ffi.sizeof(
+            "struct kvm_coalesced_mmio"
+        )
         write = ffi.new("struct kvmpy_write *")
         return write if lib.kvmpy_drain(ring, capacity, write) else None
 
@@ -384,7 +386,7 @@ class VcpuFd(Fd):
 
     def map_dirty_ring(self, size: int) -> None:
         """Map the vCPU's dirty ring of `size` bytes, as enabled with KVM_CAP_DIRTY_LOG_RING on the VM."""
-        offset = constant("KVM_DIRTY_LOG_PAGE_OFFSET") * PAGE_SIZE
+        offset = constant("KVM_DIRTY_LOG_PAGE_OFFSET") * mmap.PAGESIZE
         self._ring_map = mmap.mmap(self.open_fd("mapping the dirty ring"), size, offset=offset)
         self._ring_next = 0
 

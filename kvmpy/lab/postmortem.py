@@ -9,6 +9,7 @@ from __future__ import annotations
 from kvmpy.accel import packed
 from kvmpy.accel.exits import FailEntry
 from kvmpy.asm import disassemble
+from kvmpy.cpu.bits import CR0_PE, CR0_PG
 from kvmpy.cpu.entry_checks import refused_state
 from kvmpy.cpu.flags import CR0, CR4, EFER, EXCEPTIONS, RFLAGS, describe_flags
 from kvmpy.cpu.modes import cpl, mode_of
@@ -41,8 +42,6 @@ REFUSALS = {
     (1 << 64) - 1: "invalid guest state",
 }
 EXITS_SHOWN = 8
-CR0_PG = 1 << 31
-CR0_PE = 1
 
 
 def post_mortem(stop: Stop, machine: Machine, symbols: Mapping[str, int] | None = None) -> list[str]:
@@ -122,7 +121,7 @@ def register_lines(regs: Registers) -> Iterator[str]:
 
 def control_lines(regs: Registers, sregs: SystemRegisters) -> Iterator[str]:
     """The registers that choose the mode, with their bits by name."""
-    yield f"mode {mode_of(sregs, regs.rflags).name}, CPL {cpl(sregs)}"
+    yield f"mode {mode_of(sregs, regs.rflags)}, CPL {cpl(sregs)}"
     yield f"rflags {describe_flags(RFLAGS, regs.rflags)}"
     yield f"cr0 {sregs.cr0:#x} {describe_flags(CR0, sregs.cr0)}"
     yield f"cr4 {sregs.cr4:#x} {describe_flags(CR4, sregs.cr4)}"
@@ -191,8 +190,9 @@ def _gate(memory: GuestMemory, sregs: SystemRegisters, vector: int, symbols: Map
 
 
 def exit_lines(recent: Iterable[PastExit]) -> Iterator[str]:
-    """The last exits of the vCPU, oldest first, with what reads were answered."""
-    for exit in list(recent)[-EXITS_SHOWN:]:
+    """The last exits of the vCPU, oldest first, with what reads were answered. That the host kicked it is none."""
+    exits = [exit for exit in recent if exit.code & packed.REASON_MASK != packed.INTERRUPTED]
+    for exit in exits[-EXITS_SHOWN:]:
         yield describe_exit(exit)
 
 
@@ -216,7 +216,6 @@ def describe_exit(exit: PastExit) -> str:
 REASONS = {
     packed.HLT: "hlt",
     packed.SHUTDOWN: "shutdown",
-    packed.INTERRUPTED: "interrupted",
     packed.INTERNAL_ERROR: "internal error",
     packed.FAIL_ENTRY: "entry refused",
     packed.DEBUG: "debug",

@@ -156,7 +156,7 @@ class OwnHandlers:
         kind, what = SYSTEM_EVENTS.get(exit.kind, (StopKind.INTERNAL_ERROR, f"reported event {exit.kind}"))
         return Stop(kind, f"the guest {what}", vcpu=vcpu.id)
 
-    def _crash(self, kind: str, cause: str, vcpu: Vcpu, exit: Exit) -> Stop:
+    def _crash(self, kind: StopKind, cause: str, vcpu: Vcpu, exit: Exit) -> Stop:
         return Stop(kind, f"{cause}: {exit!r}", vcpu=vcpu.id)
 
 

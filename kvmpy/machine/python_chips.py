@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 
+from kvmpy.cpu.bits import RFLAGS_IF
 from kvmpy.cpu.state import Registers, SystemRegisters
 from kvmpy.devices import ioapic, lapic
 from kvmpy.devices.base import Device
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 TIMER_IRQ = 0
 PIC_INPUTS = 16
-RFLAGS_IF = 1 << 9
 FROM_PICS = -1  # no vector: the PICs give one when they are asked
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from kvmpy.record import record
 
 TYPE_CHECKING = False
@@ -9,7 +11,7 @@ if TYPE_CHECKING:
     from kvmpy.accel.exits import Exit
 
 
-class StopKind:
+class StopKind(StrEnum):
     """The kinds of stop. `EXIT`, `POWER_OFF`, `HALT` and `RESET` are the guest's own will; the rest are not."""
 
     EXIT = "exit"
@@ -42,7 +44,7 @@ class Stop:
     `exit` is the exit that stopped it, if one did. When the machine runs again, what was filled into it is the answer.
     """
 
-    kind: str
+    kind: StopKind
     detail: str = ""
     code: int = 0
     vcpu: int = 0

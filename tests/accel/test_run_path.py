@@ -301,7 +301,7 @@ def test_a_worker_that_kvm_cannot_make_is_an_error_and_no_wake_up() -> None:
 @pytest.mark.parametrize("irqchip", ["none", "kernel"])
 def test_a_machine_tells_of_it_at_once(irqchip: str) -> None:
     told = run_without_workers("machine", irqchip, "2")
-    assert "kind='host-error'" in told
+    assert "StopKind.HOST_ERROR" in told
     assert "EAGAIN" in told
     assert "ulimit -u" in told
 

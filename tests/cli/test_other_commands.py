@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -165,11 +166,39 @@ def test_completion_scripts_are_valid(shell: str, tmp_path: Path) -> None:
     assert subprocess.run([shell, "-n", str(script)], capture_output=True, check=False).returncode == 0
 
 
-def test_bash_completion_completes() -> None:
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["bo"], {"boot"}),
+        (["boot", "--me"], {"--memory"}),
+        (["boot", "--mode", ""], {"real", "protected", "long"}),
+        (["boot", "--accel", "s"], {"soft"}),
+        (["boot", "hello"], {"hello.bin", "hello32.bin", "hello64.bin"}),
+        (["boot", "guest.b"], {"guest.bin"}),
+        (["disasm", "--bits", ""], {"16", "32", "64"}),
+        (["demo", "tr"], {"trap"}),
+        (["run", "--as", ""], {"vm", "container", "process"}),
+        (["container", "r"], {"run"}),
+        (["container", "run", "--ov"], {"--overlay"}),
+        (["completion", "z"], {"zsh"}),
+        (["boot", "image.b"], {"image.bin"}),
+        (["container", "run", "fold"], {"folder"}),
+    ],
+)
+def test_bash_completes(words: list[str], wanted: set[str], tmp_path: Path) -> None:
+    """What a shell offers, asked the way it asks: the words, and which one is being typed."""
+    (tmp_path / "image.bin").touch()
+    (tmp_path / "folder").mkdir()
     script = kvmpy("completion", "bash").stdout.decode()
-    ask = 'COMP_WORDS=(kvmpy bo); COMP_CWORD=1; COMP_LINE="kvmpy bo"; COMP_POINT=8; _kvmpy; echo "${COMPREPLY[@]}"'
-    done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, timeout=DEADLINE)
-    assert done.stdout.split() == ["boot"]
+    line = shlex.join(["kvmpy", *words[:-1]]) + f" {words[-1]}"
+    typed = " ".join(shlex.quote(word) for word in ["kvmpy", *words])
+    ask = (
+        f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}; COMP_LINE={shlex.quote(line)}; COMP_POINT={len(line)}\n"
+        f'_shtab_kvmpy kvmpy {shlex.quote(words[-1])} {shlex.quote(["kvmpy", *words][-2])}; echo "${{COMPREPLY[@]}}"'
+    )
+    command = ["bash", "--norc", "-c", f"{script}\n{ask}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, cwd=tmp_path)
+    assert set(done.stdout.split()) == wanted
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="hiding /dev/kvm needs root")

@@ -34,7 +34,8 @@ PROTECTED, LONG = CR0.PE, EFER.LME | EFER.LMA
 )
 def test_the_mode_of_a_state(cr0: int, efer: int, rflags: int, l: int, d: int, name: str, bits: int) -> None:  # noqa: E741
     sregs = SystemRegisters(cs=Segment(l=l, db=d), cr0=cr0, efer=efer)
-    assert mode_of(sregs, rflags) == Mode(name, bits)
+    mode = mode_of(sregs, rflags)
+    assert (mode, mode.bits) == (Mode(name), bits)
 
 
 def test_the_privilege_level_is_that_of_the_stack() -> None:
@@ -57,7 +58,7 @@ def test_a_ready_made_state_is_of_its_mode_and_would_pass_vm_entry(name: str) ->
     """Intel SDM vol. 3, 26.3.1.1 (control registers), 26.3.1.2 (segments), 26.3.1.4 (RFLAGS)."""
     state = MAKERS[name]()
     sregs = state.sregs
-    assert mode_of(sregs, state.regs.rflags).name == name
+    assert mode_of(sregs, state.regs.rflags) == name
     assert state.regs.rflags == 0x2  # bit 1 is one, interrupts are off
     assert sregs.cs.type in (9, 11, 13, 15)  # accessed code
     for segment in (sregs.ss, sregs.ds, sregs.es, sregs.fs, sregs.gs):
