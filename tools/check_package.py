@@ -2,7 +2,7 @@
 
     python tools/check_package.py
 
-Uses the packages of this interpreter, and no network. CI runs it.
+Needs the package `build` (pip install -e '.[dev]'). CI runs it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SDIST = "from setuptools.build_meta import build_sdist; print(build_sdist({target!r}))"
 NEEDED = (
     "kvmpy/py.typed", "kvmpy/kvm/_kvm", "kvmpy/softcpu/_softcpu", "kvmpy/guests/hello.bin", "kvmpy/guests/guest.bin",
     "kvmpy/container/native/kvmpy-oci", "kvmpy/container/native/stage", "kvmpy/container/native/modules",
@@ -25,9 +24,10 @@ def main() -> int:
     """Do it; anything that fails ends the program."""
     with tempfile.TemporaryDirectory(prefix="package-") as folder:
         work = Path(folder)
-        source = build_source(work)
-        run("pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(work), str(source))
-        (wheel,) = work.glob("*.whl")
+        clone = work / "clone"  # so that nothing comes along by chance
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+        run("build", "--outdir", str(work), str(clone))
+        (source,), (wheel,) = work.glob("*.tar.gz"), work.glob("*.whl")
         names = zipfile.ZipFile(wheel).namelist()
         missing = [needed for needed in NEEDED if not any(name.startswith(needed) for name in names)]
         if missing:
@@ -38,18 +38,11 @@ def main() -> int:
     return 0
 
 
-def build_source(work: Path) -> Path:
-    """Build the source distribution of a fresh clone, so that nothing comes along by chance."""
-    clone = work / "clone"
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
-    program = SDIST.format(target=str(work))
-    done = subprocess.run([sys.executable, "-c", program], cwd=clone, check=True, capture_output=True, text=True)
-    return work / done.stdout.splitlines()[-1]
-
-
 def run(*module: str) -> None:
-    """Run a module of this interpreter."""
-    subprocess.run([sys.executable, "-m", *module], check=True)
+    """Run a module of this interpreter; what it says is shown when it fails."""
+    done = subprocess.run([sys.executable, "-m", *module], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        sys.exit(f"{done.stdout}\n{' '.join(module)}: failed")
 
 
 def greet(work: Path) -> None:
