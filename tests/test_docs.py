@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import kvmpy
-from kvmpy import errors
+from kvmpy import cli, errors
 from kvmpy.accel import exits
 from kvmpy.accel.probe import PROBES
+from kvmpy.boot.image import bundled_guests
+from kvmpy.cli import COMMANDS
 from kvmpy.cli.exit_codes import ExitCode
 from kvmpy.machine.stop import StopKind
 
@@ -27,6 +32,66 @@ def test_links_lead_somewhere(page: Path) -> None:
         if "://" not in target:
             base = page.parent if f"]({target}" in page.read_text() else ROOT
             assert (base / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_are_at_most_100_wide(page: Path) -> None:
+    assert [line for line in page.read_text().splitlines() if len(line) > 100] == []
+
+
+SITE = (ROOT / "mkdocs.yml").read_text()
+
+
+def test_every_page_is_in_the_site_s_table_of_contents() -> None:
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f": {page.relative_to(ROOT / 'docs')}\n" in SITE
+
+
+def test_every_public_name_has_its_place_in_the_reference() -> None:
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    assert sorted(re.findall(r"^::: kvmpy\.(\w+)$", pages, re.MULTILINE)) == sorted(kvmpy.__all__)
+
+
+def example(name: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "examples" / name)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_the_example_of_a_device() -> None:
+    """The lamps grow from the right, one by one; then the guest counts them."""
+    rows = ["." * (7 - n) + "*" * (n + 1) for n in range(8)]
+    assert example("lamps.py").splitlines() == [*rows, "exit, code 8"]
+
+
+def test_the_example_of_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Put where the page says, it is a command."""
+    path = ROOT / "docs" / "examples" / "size_command.py"
+    spec = importlib.util.spec_from_file_location("kvmpy.cli.size", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, "kvmpy.cli.size", module)
+    monkeypatch.setitem(cli.COMMANDS, "size", "how large a guest image is")
+    assert cli.main(["size", "hello.bin"]) == 0
+    size = Path(bundled_guests()["hello.bin"]).stat().st_size
+    assert capsys.readouterr().out == f"    0x7c00 {size:8} bytes\n"
+    assert cli.main(["size", "no-such.bin"]) == 66
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_page_of_commands_has_each_one_s_help(name: str) -> None:
+    spec = importlib.util.spec_from_file_location("docs_site", ROOT / "tools" / "docs_site.py")
+    assert spec
+    assert spec.loader
+    site = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(site)
+    page = site.on_page_markdown((ROOT / "docs" / "command-line.md").read_text())
+    assert f"## kvmpy {name}\n" in page
+    assert f"usage: kvmpy {name}" in page
 
 
 def constants(of: type) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Measure the container runtime against crun and runc, side by side in one run.
 
-    python tools/bench/containers.py            print the table
+    python tools/bench/containers.py            print them
     python tools/bench/containers.py --write    write it to docs/benchmarks.md too
 
 Needs root, busybox, crun, runc and podman. All of it runs in a mount and a network namespace of its own, without the
@@ -21,7 +21,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from figures import Figure, table, write_section
+from figures import Figure, listing, write_section
 
 from kvmpy.container import Container
 from kvmpy.container.launch import NATIVE
@@ -48,7 +48,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         bundle = make_bundle(Path(folder))
         figures = [*verbs(bundle, chosen.rounds), *podman(bundle, chosen.rounds // 2 + 1), *many(bundle)]
-    text = table(figures)
+    text = listing(figures)
     print(text)
     if chosen.write:
         write_section("Containers", text)

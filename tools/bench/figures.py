@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+WIDTH = 100
 REPORT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 HEAD = """\
 # Benchmarks
 
-Written by `python tools/bench/run.py --write` and `tools/bench/containers.py --write`: medians of rounds in which
-kvmpy and its peer take turns. These machines are shared and noisy: ratios of one run count, milliseconds do not.
+Written by `python tools/bench/run.py --write` and `tools/bench/containers.py --write`: medians of
+rounds in which kvmpy and its peer take turns; in brackets the limit. These machines are shared and
+noisy: ratios of one run count, milliseconds do not.
 
 """
 
@@ -34,25 +37,18 @@ class Figure:
         """True when the measured value is within the limit."""
         return self.measured >= self.limit if self.at_least else self.measured <= self.limit
 
-    def row(self) -> str:
-        """Return the line of the table."""
+    def __str__(self) -> str:
         bound = "≥" if self.at_least else "≤"
-        verdict = "holds" if self.holds else "**missed**"
-        measured, limit = f"{self.measured:.3g} {self.unit}", f"{bound} {self.limit:g} {self.unit}"
-        return f"| {self.what} | {measured} | {limit} | {verdict} | {self.detail} |"
+        verdict = "" if self.holds else ", **missed**"
+        detail = f"; {self.detail}" if self.detail else ""
+        return f"{self.what}: **{self.measured:.3g} {self.unit}** ({bound} {self.limit:g}{verdict}){detail}"
 
 
-def table(figures: list[Figure]) -> str:
-    """Return figures as a table, with where they were measured."""
-    lines = [
-        f"Measured with Python {platform.python_version()} on Linux {platform.release()}, {os.cpu_count()} CPUs.",
-        "",
-        "| figure | measured | limit | verdict | detail |",
-        "|---|---|---|---|---|",
-        *(figure.row() for figure in figures),
-        "",
-    ]
-    return "\n".join(lines)
+def listing(figures: list[Figure]) -> str:
+    """Return figures as a list, with where they were measured."""
+    where = f"Measured with Python {platform.python_version()} on Linux {platform.release()}, {os.cpu_count()} CPUs."
+    items = [textwrap.fill(str(figure), WIDTH, initial_indent="- ", subsequent_indent="  ") for figure in figures]
+    return "\n".join([where, "", *items, ""])
 
 
 def write_section(title: str, text: str) -> None:

@@ -1,6 +1,6 @@
 """Measure kvmpy against C peers and the bare interpreter, side by side in one run.
 
-    python tools/bench/run.py            print the table
+    python tools/bench/run.py            print them
     python tools/bench/run.py --write    write it to docs/benchmarks.md too
 
 Containers have a script of their own, containers.py.
@@ -23,7 +23,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from figures import Figure, table, write_section
+from figures import Figure, listing, write_section
 
 from kvmpy.accel.exits import IoOut
 from kvmpy.accel.kvm import KvmAccelerator
@@ -108,7 +108,7 @@ def main() -> int:
         peers = compile_peers(Path(folder))
         with ACCELERATOR:
             figures = [figure for benchmark in BENCHMARKS for figure in benchmark(peers, chosen.rounds)]
-    text = table(figures)
+    text = listing(figures)
     print(text)
     if chosen.write:
         write_section("Virtual machines", text)
