@@ -179,6 +179,7 @@ def hold(subject: Subject, count: int) -> Held:
     """Hold `count` of a subject, and measure."""
     if subject.missing:
         return Held(missing=subject.missing)
+    settle = SETTLE if count >= ENOUGH else 0.0
     before, (own_before, shared_before) = available(), memory_of_processes([])
     with ExitStack() as stack:
         try:
@@ -189,12 +190,12 @@ def hold(subject: Subject, count: int) -> Held:
                 if number % 50 == 0 and available() < SPARE:
                     raise HostError(f"after {number} the host has less than {SPARE >> 10} MiB left")
             passed = (time.perf_counter() - start) * 1e3
-            time.sleep(SETTLE)
+            time.sleep(settle)
             whole = max(before - available(), 0.0) / count
             own, shared = memory_of_processes(held)
         except (KvmpyError, OSError) as error:
             return Held(missing=str(error))
-    time.sleep(SETTLE)
+    time.sleep(settle)
     own, shared = max(own - own_before, 0.0) / count, max(shared - shared_before, 0.0) / count
     return Held(passed, whole, own, max(whole - own, 0.0), shared)
 

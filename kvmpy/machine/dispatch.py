@@ -116,7 +116,7 @@ class OwnHandlers:
             exits.SystemEvent: self._system_event,
             exits.Shutdown: partial(crash, StopKind.TRIPLE_FAULT, "a fault while delivering a double fault"),
             exits.FailEntry: partial(crash, StopKind.FAIL_ENTRY, "the processor refused the guest's state"),
-            exits.InternalError: partial(crash, StopKind.INTERNAL_ERROR, "KVM cannot go on"),
+            exits.InternalError: partial(crash, StopKind.INTERNAL_ERROR, "the guest cannot go on"),
             exits.Debug: partial(crash, StopKind.DEBUG, "a breakpoint or single step"),
             exits.DirtyRingFull: partial(crash, StopKind.INTERNAL_ERROR, "nobody harvests the dirty ring"),
             exits.UnknownExit: partial(crash, StopKind.INTERNAL_ERROR, "an exit kvmpy does not serve"),

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from console import AS_NOBODY, HAS_KVM, KVMPY, kvmpy, one_line
+from console import AS_NOBODY, HAS_KVM, kvmpy, one_line
 
 from kvmpy.cli.compare import show, write_page
 from kvmpy.compare.figures import Answer, Figure, Question, Report
@@ -22,14 +22,32 @@ OURS = ["process", "container", "vm", "software CPU"]
 LONG = 150.0
 
 
-def compare(*arguments: str, prefix: tuple[str, ...] = (), **options: object) -> subprocess.CompletedProcess[str]:
-    command = [*prefix, *KVMPY, "compare", "--quick", *arguments]
+# Everything is measured, but less often: nothing here depends on how exact the figures are.
+BRIEF = """
+import sys
+from kvmpy.cli import compare, main
+from kvmpy.compare import measures
+
+class Brief(measures.Effort):
+    def __init__(self, quick):
+        self.cold, self.warm, self.rounds, self.counts = 1, 2, 1, (int(sys.argv[1]),)
+
+measures.Effort.__init__ = Brief.__init__
+"""
+GO = 'sys.exit(main(["compare", *sys.argv[2:]]))'
+FEW, MANY = "10", "100"  # memory is told of no fewer than a hundred
+
+
+def compare(
+    count: str, *arguments: str, prefix: tuple[str, ...] = (), **options: object
+) -> subprocess.CompletedProcess[str]:
+    command = [*prefix, sys.executable, "-c", BRIEF + GO, count, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=LONG, **options)  # type: ignore[call-overload,no-any-return]
 
 
 @needs_root
 def test_everything_is_asked_and_answered(tmp_path: Path) -> None:
-    done = compare("--json", "--html", str(tmp_path / "report.html"))
+    done = compare(MANY, "--json", "--html", str(tmp_path / "report.html"))
     report = json.loads(done.stdout)
     assert done.returncode == (69 if report["missing"] else 0)
     assert list(report["subjects"])[:4] == OURS
@@ -77,7 +95,7 @@ def test_without_root_without_kvm_and_without_others(tmp_path: Path) -> None:
     environment = {"PATH": "/nonexistent", "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "COLUMNS": "120"}
     environment |= {"XDG_RUNTIME_DIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8"}
     prefix = (which(AS_NOBODY[0]), *AS_NOBODY[1:])
-    done = compare(prefix=prefix, env=environment)
+    done = compare(FEW, prefix=prefix, env=environment)
     assert done.returncode == 69, done.stdout + done.stderr
     for name in ("vm", "crun", "runc", "QEMU"):
         assert [line for line in done.stdout.splitlines() if line.startswith(f"{name}: ")], done.stdout
@@ -94,7 +112,7 @@ def which(program: str) -> str:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_and_nothing_is_left(number: signal.Signals, code: int, tmp_path: Path) -> None:
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-c", SHOUT, "--quick"]
+    command = [sys.executable, "-c", SHOUT, FEW]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -110,16 +128,16 @@ def test_a_signal_ends_it_and_nothing_is_left(number: signal.Signals, code: int,
 
 
 # Tells on standard error what it is about to do, so that the signal comes in the middle of it.
-SHOUT = """
-import sys
-from kvmpy.cli import compare, main
-
+SHOUT = (
+    BRIEF
+    + """
 def aloud(work):
     return work(lambda what, done, of: print(what, file=sys.stderr, flush=True))
 
 compare.with_progress = aloud
-sys.exit(main(["compare", *sys.argv[1:]]))
 """
+    + GO
+)
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder/report.html", "/"])

@@ -310,7 +310,7 @@ def test_nothing_is_left_behind(accelerator: Accelerator) -> None:
     before = descriptors(), mappings(), threading.active_count()
     for source in ("hlt", "mov al, 1\nout 0xf4, al", "ud2", "in al, 0x99\nhlt"):
         for _ in range(5):
-            boot(accelerator, source, irqchip="none")
+            boot(accelerator, source, irqchip="none", mode="protected")
     with pytest.raises(ConfigError):
         Machine(accelerator, memory=MEMORY, cpus=99)
     assert (descriptors(), mappings(), threading.active_count()) == before
