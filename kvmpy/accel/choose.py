@@ -19,7 +19,11 @@ def open_accelerator(name: str | None = None) -> Accelerator:
 
     Without a name the environment's KVMPY_ACCEL decides, else it is "auto". Only the chosen one is imported. What
     "auto" had to do without is in the accelerator's `instead_of`. NoAcceleratorError when the one that was asked for,
-    or any, cannot be used.
+    or any, cannot be used, ConfigError for a name that is none.
+
+    >>> with open_accelerator("soft") as accelerator:
+    ...     accelerator.name, accelerator.features.int3
+    ('soft', True)
     """
     name = name or os.environ.get(VARIABLE) or "auto"
     if name not in NAMES:

@@ -44,6 +44,12 @@ class Testbed(Closing):
     """A VM with one vCPU and 2 MiB (or `memory` bytes), ready to run code of one mode (`bits` 16, 32 or 64).
 
     Handlers write to the port that is their vector's number and halt, so a delivered exception n is `IoOut(port=n)`.
+
+    >>> from kvmpy import SoftAccelerator, assemble
+    >>> with SoftAccelerator() as soft, Testbed(soft, 64) as bed:
+    ...     exit = bed.run(assemble("cli").code, ring=3)  # privileged: #GP, vector 13
+    ...     bed.vector(exit), [hex(word) for word in bed.frame(2)]  # error code, RIP
+    (13, ['0x0', '0xc000'])
     """
 
     __test__ = False  # pytest: this is no test class

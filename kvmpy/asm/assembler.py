@@ -53,7 +53,12 @@ class Span:
 
 @record
 class Assembly:
-    """The result: the bytes, labels and .equ constants by name, each statement's place, and what is code or data."""
+    """The result: the bytes, labels and .equ constants by name, each statement's place, and what is code or data.
+
+    >>> assembly = assemble(".equ PORT, 0x10\\nstart: out PORT, al\\nhlt", bits=16, origin=0x7C00)
+    >>> assembly.symbols, assembly.constants, assembly.line_at(0x7C02).text
+    ({'start': 31744}, {'PORT': 16}, 'hlt')
+    """
 
     code: bytes
     origin: int

@@ -36,7 +36,13 @@ class Instruction:
 def disassemble(
     code: bytes, *, bits: int, origin: int = 0, symbols: Mapping[str, int] | None = None, count: int = 0
 ) -> list[Instruction]:
-    """Disassemble 16-, 32- or 64-bit code that lies at `origin`: all of it, or the first `count` instructions."""
+    """Disassemble 16-, 32- or 64-bit code that lies at `origin`: all of it, or the first `count` instructions.
+
+    `symbols` name addresses. ConfigError when there is no such mode.
+
+    >>> [i.text for i in disassemble(bytes.fromhex("b041 ebfc"), bits=16, origin=0x7C00, symbols={"start": 0x7C00})]
+    ['mov al, 0x41', 'jmp 0x7c00  ; start']
+    """
     engine = capstone_engine(bits)
     result = []
     for address, size, mnemonic, operands in engine.disasm_lite(code, origin, count):

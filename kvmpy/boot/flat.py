@@ -47,7 +47,15 @@ def plan_flat(name: str, image: bytes, sidecar: Sidecar, *, memory: int, append:
 def plan_code(
     code: bytes, *, memory: int, mode: str = "real", load: int | None = None, entry: int | None = None
 ) -> BootPlan:
-    """Return the plan for code that is no file: it is loaded and entered as a flat image of that mode."""
+    """Return the plan for code that is no file: it is loaded and entered as a flat image of that mode.
+
+    `mode` is "real", "protected" or "long"; `memory` the guest's, in bytes; `load` and `entry` are physical addresses,
+    by default 0x7c00 in real mode, else 0x100000. ImageError when it does not fit there.
+
+    >>> plan = plan_code(b"\\xf4", mode="long", memory=1 << 21)
+    >>> hex(plan.state.regs.rip), [hex(gpa) for gpa, _ in plan.blobs]
+    ('0x100000', ['0x100000', '0x800', '0x1000'])
+    """
     return plan_flat("code", code, Sidecar(mode=mode, load=load, entry=entry), memory=memory)
 
 

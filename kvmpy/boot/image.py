@@ -46,8 +46,15 @@ def plan_image(
 ) -> BootPlan:
     """Read the image `name` and plan its boot in `memory` bytes; what is given here overrides its sidecar.
 
+    A bare name that is no file here is looked up among the bundled guests. `memory` is in bytes, `load` and `entry` are
+    physical addresses, `append` is a command line whose address the guest finds in (E/R)SI.
+
     Raises ImageError when the file cannot be read, is empty or damaged, or does not fit; DeadlineError when a pipe has
     not given all of it before `deadline` (of `time.monotonic()`).
+
+    >>> plan = plan_image("hello.bin", memory=1 << 20)
+    >>> plan.mode, hex(plan.state.regs.rip), "start" in plan.symbols
+    ('real', '0x7c00', True)
     """
     path = find_image(name)
     image = read_image(name, path, memory, deadline)

@@ -8,7 +8,10 @@ from kvmpy.record import field, record
 
 @record
 class BootPlan:
-    """A guest ready to be loaded: `blobs` are (GPA, bytes); `symbols` name addresses for listings and post-mortems."""
+    """A guest ready to be loaded: `blobs` are (GPA, bytes); `symbols` name addresses for listings and post-mortems.
+
+    `state` is the first vCPU's, `irqchip` the interrupt chips that the guest expects (see Machine).
+    """
 
     name: str
     mode: str

@@ -113,6 +113,15 @@ def walk(
 
     `access` asks for a right: any of PageFault.WRITE, USER and FETCH, or PageFault(0) for a supervisor's read. Without
     it only presence and reserved bits matter, as when the host looks. `rflags` matters to SMAP (AC).
+
+    >>> from kvmpy import GuestMemory, PageTables, long_mode
+    >>> tables = PageTables(0x1000)
+    >>> tables.map(0x40_0000, 0x20_0000, 0x1000, writable=False)
+    >>> with GuestMemory(1 << 20) as memory:
+    ...     memory.write(0x1000, tables.encode())
+    ...     found = walk(memory.read, long_mode(0, 0, 0x1000).sregs, 0x40_0123, PageFault.WRITE)
+    >>> found.reason, int(found.error_code)
+    ('the page is read-only', 3)
     """
     form = paging_format(sregs)
     if form is None:

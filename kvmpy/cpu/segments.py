@@ -174,7 +174,13 @@ class Gate:
 
 
 class Idt:
-    """Builds an IDT of up to 256 gates for 32-bit or long mode; vectors without a gate are not present."""
+    """Builds an IDT of up to 256 gates for 32-bit or long mode; vectors without a gate are not present.
+
+    >>> idt = Idt(bits=64)
+    >>> idt.set(3, Gate(0x18, 0x9000, dpl=3))
+    >>> idt.register(0x5000), len(idt.encode())
+    (DescriptorTable(base=20480, limit=63), 64)
+    """
 
     def __init__(self, *, bits: int) -> None:
         if bits not in (32, 64):

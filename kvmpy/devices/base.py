@@ -61,6 +61,10 @@ class Register:
 
     `fields` name its bits: `REGISTER.get(value, "field")` takes one out of a value, `put()` returns the value with one
     changed, `decode()` shows them all.
+
+    >>> line_control = Register(3, "lcr", fields=(Field("word_length", 0, 2), Field("dlab", 7)))
+    >>> line_control.decode(0x83), hex(line_control.put(0x83, "dlab", 0))
+    ({'word_length': 3, 'dlab': 1}, '0x3')
     """
 
     offset: int
@@ -104,7 +108,16 @@ class RegisterDevice(Device):
 
     A register is storage unless the class has methods `read_NAME()` and `write_NAME(value)`; each is called once per
     access, with the whole register's value: the bytes that a narrow write leaves out are as they were. Bytes without a
-    register read as all ones and ignore writes, as on ISA.
+    register read as all ones and ignore writes, as on ISA. ConfigError, when the class is made, for registers that
+    overlap.
+
+    >>> class Scratch(RegisterDevice):
+    ...     name = "scratch"
+    ...     REGISTERS = (Register(0, "low", reset=0x11), Register(1, "high", reset=0x22, writable=0xF0))
+    >>> device = Scratch()
+    >>> device.write(1, 1, 0x5F)
+    >>> hex(device.read(0, 2)), hex(device.read(2, 1))
+    ('0x5211', '0xff')
     """
 
     REGISTERS: tuple[Register, ...] = ()
@@ -194,6 +207,13 @@ class IrqLine:
 
     `set_level(gsi, level)` reaches it: KVM's in-kernel chips or a Python PIC/IOAPIC. The last level is remembered, so
     that a device may state its level as often as it likes and only changes travel.
+
+    >>> line = IrqLine(4, lambda gsi, level: print(f"line {gsi} is {level}"))
+    >>> line.set(True)
+    line 4 is 1
+    >>> line.set(True)
+    >>> line.set(False)
+    line 4 is 0
     """
 
     __slots__ = ("_set_level", "gsi", "level")

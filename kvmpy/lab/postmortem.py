@@ -45,7 +45,15 @@ EXITS_SHOWN = 8
 
 
 def post_mortem(stop: Stop, machine: Machine, symbols: Mapping[str, int] | None = None) -> list[str]:
-    """Return the report on a crashed vCPU, line by line. `symbols` name addresses of the guest (`BootPlan.symbols`)."""
+    """Return the report on a crashed vCPU, line by line. `symbols` name addresses of the guest (`BootPlan.symbols`).
+
+    >>> from kvmpy import Machine, SoftAccelerator, plan_code
+    >>> with SoftAccelerator() as soft, Machine(soft, memory=4 << 20) as machine:
+    ...     machine.load(plan_code(bytes.fromhex("0f0b"), mode="protected", memory=machine.memory.size))
+    ...     report = post_mortem(machine.run(timeout=5), machine, {"start": 0x100000})
+    >>> report[1:5]
+    ['exception:', '  #UD, invalid opcode', 'instruction:', '  0x100000 <start>: 0f 0b  ud2']
+    """
     symbols = symbols or {}
     vcpu = machine.vcpus[stop.vcpu]
     lines = [f"kvmpy: {stop.kind} on vCPU {vcpu.id}: {stop.detail}"]

@@ -39,6 +39,18 @@ class Machine:
 
     `output` gets what the guest writes to its serial port or debug console. It is called with the VM's lock held and
     must not block: for a descriptor that may be slow there is `kvmpy.machine.output`. `board` makes the devices.
+
+    `memory` is in bytes; `irqchip` is "kernel", "python", "none" or "auto"; with `strict` an access that no device
+    claims stops the machine. ConfigError for what cannot be built, HostError and KvmError when the host refuses.
+
+    >>> from kvmpy import SoftAccelerator, assemble, plan_code
+    >>> code = assemble("mov al, 'k'\\nout 0xe9, al\\nmov al, 7\\nout 0xf4, al", bits=16).code
+    >>> printed = bytearray()
+    >>> with SoftAccelerator() as soft, Machine(soft, memory=1 << 20, output=printed.extend) as machine:
+    ...     machine.load(plan_code(code, memory=machine.memory.size))
+    ...     stop = machine.run(timeout=5)
+    >>> str(stop.kind), stop.code, printed
+    ('exit', 7, bytearray(b'k'))
     """
 
     def __init__(

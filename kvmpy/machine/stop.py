@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 
 class StopKind(StrEnum):
-    """The kinds of stop. `EXIT`, `POWER_OFF`, `HALT` and `RESET` are the guest's own will; the rest are not."""
+    """The kinds of stop. `EXIT`, `POWER_OFF`, `HALT` and `RESET` are the guest's own will; the rest are not.
+
+    >>> StopKind.HALT == "halt", Stop(StopKind.HALT).clean, Stop(StopKind.TRIPLE_FAULT).crashed
+    (True, True, True)
+    """
 
     EXIT = "exit"
     POWER_OFF = "power-off"
