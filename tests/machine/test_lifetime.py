@@ -367,6 +367,7 @@ def test_a_constructor_interrupted_at_any_line_leaves_nothing(
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # of what had no name yet
+            others = sys.gettrace()  # that of a coverage measurement
             sys.settrace(trace)
             try:
                 Machine(accelerator, memory=MEMORY).close()
@@ -374,7 +375,7 @@ def test_a_constructor_interrupted_at_any_line_leaves_nothing(
             except KeyboardInterrupt:
                 pass
             finally:
-                sys.settrace(None)
+                sys.settrace(others)
             gc.collect()
         assert descriptors() == open_before
     assert stop_at > 20  # it was traced
