@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 PLACE = "<!-- the help of every command -->"
-WIDTH = "100"
+WIDTH = "80"  # what a page has room for
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
