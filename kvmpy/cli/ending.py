@@ -69,6 +69,7 @@ def end_children() -> None:
         with contextlib.suppress(OSError):
             parent = status.read_bytes().rpartition(b")")[2].split()[1]  # proc(5): the name before it may hold anything
             if int(parent) == os.getpid():
-                pid = int(status.parent.name)
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+                os.kill(int(status.parent.name), signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        while True:  # in any order: the first process of a PID namespace ends after all others in it were waited for
+            os.waitpid(-1, 0)

@@ -42,7 +42,8 @@ def exception_of(memory: GuestMemory, regs: Registers, sregs: SystemRegisters) -
     """Return what the instruction at CS:RIP raises in this state, None when it raises nothing.
 
     Raises:
-        UnsupportedError: the software CPU is not installed.
+        NoAcceleratorError: the software CPU is not installed.
+        KvmpyError: it cannot take this memory or state.
     """
     with SoftAccelerator(), closing(SoftVcpu(0, [_unwritable(region) for region in memory.regions], 1)) as vcpu:
         vcpu.sregs = replace(sregs, idt=DescriptorTable(0, 0))

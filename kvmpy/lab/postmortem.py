@@ -16,7 +16,7 @@ from kvmpy.cpu.modes import cpl, mode_of
 from kvmpy.cpu.paging import walk
 from kvmpy.cpu.segments import Gate
 from kvmpy.cpu.state import GENERAL_REGISTERS, SEGMENT_NAMES
-from kvmpy.errors import KvmpyError, MemoryAccessError, UnsupportedError
+from kvmpy.errors import KvmpyError, MemoryAccessError
 from kvmpy.lab.autopsy import Raised, exception_of
 from kvmpy.machine.stop import StopKind
 
@@ -84,7 +84,7 @@ def _raised(stop: Stop, memory: GuestMemory, regs: Registers, sregs: SystemRegis
         return None
     try:
         raised = exception_of(memory, regs, sregs)
-    except UnsupportedError as error:
+    except KvmpyError as error:  # without Unicorn, say; the rest of the report is still worth having
         return f"not known: {error}"
     return raised or "none by the instruction itself: an interrupt could not be delivered, or its faults are lost"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -27,6 +29,32 @@ def test_a_process_whose_pid_nobody_has_noted_is_ended(number: signal.Signals) -
     assert signals.code == 128 + number
     with pytest.raises(ProcessLookupError):
         os.kill(started[0], 0)
+
+
+# Makes a PID namespace whose first process and whose second are both this program's children, as a container's are
+# while something is executed in it; then ends both.
+IN_A_NAMESPACE = """
+import ctypes, os, signal, sys
+from kvmpy.cli.ending import end_children
+
+libc = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWPID = 0x20000000
+
+assert libc.unshare(CLONE_NEWPID) == 0
+for _ in range(2):
+    if os.fork() == 0:
+        signal.pause()
+end_children()
+print("over")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root")
+def test_children_that_wait_for_each_other_are_ended() -> None:
+    """The first process of a PID namespace does not end before all in it were waited for (pid_namespaces(7))."""
+    for _ in range(10):
+        done = subprocess.run([sys.executable, "-c", IN_A_NAMESPACE], capture_output=True, text=True, timeout=30)
+        assert (done.stdout, done.stderr) == ("over\n", "")
 
 
 def test_only_the_first_signal_is_raised() -> None:

@@ -15,7 +15,7 @@ from kvmpy.accel.testbed import CODE, DATA, PT, Testbed
 from kvmpy.asm import assemble
 from kvmpy.boot.flat import plan_code
 from kvmpy.cpu.state import DescriptorTable
-from kvmpy.errors import UnsupportedError
+from kvmpy.errors import NoAcceleratorError
 from kvmpy.lab import postmortem
 from kvmpy.lab.autopsy import Raised, exception_of
 from kvmpy.machine.machine import Machine
@@ -167,7 +167,7 @@ def test_without_the_software_cpu_the_exception_is_not_known(
     accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(*_arguments: object) -> Raised | None:
-        raise UnsupportedError("the software CPU needs Unicorn")
+        raise NoAcceleratorError("the software CPU needs Unicorn")
 
     monkeypatch.setattr(postmortem, "exception_of", missing)
     assert report(accelerator, "ud2")["exception"] == ["not known: the software CPU needs Unicorn"]
