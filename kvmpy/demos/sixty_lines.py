@@ -4,6 +4,7 @@ import ctypes
 import os
 import socket
 import sys
+import warnings  # noqa: F401 - os.execvp() wants it, where Python's library is out of sight
 
 NAMESPACES = 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000 | 0x00020000  # <sched.h>
 BIND, REC, PRIVATE, CAREFUL = 0x1000, 0x4000, 0x40000, 0xE  # <linux/mount.h>; CAREFUL: nosuid, nodev, noexec
@@ -53,8 +54,7 @@ if __name__ == "__main__":
     ids = {"setgroups": "deny", "uid_map": f"0 {os.geteuid()} 1", "gid_map": f"0 {os.getegid()} 1"}
     call("unshare", NAMESPACES)
     [open(f"/proc/self/{name}", "w").write(text) for name, text in ids.items()]
-    pid = os.fork()  # the child is the first process of the new pid namespace
-    if pid == 0:
+    if (pid := os.fork()) == 0:  # the child is the first process of the new pid namespace
         enter(os.path.abspath(sys.argv[1]))
         os.execvp(sys.argv[2], sys.argv[2:])
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
