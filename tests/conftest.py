@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -22,18 +24,29 @@ ACCELERATORS: dict[str, Callable[[], Accelerator]] = {"kvm": KvmAccelerator, "so
 EXIT_LIMIT = 10_000
 
 
-def pytest_configure() -> None:
-    """Let children obey signals and find an accelerator, wherever the tests were started.
+def pytest_configure(config: pytest.Config) -> None:
+    """Let children obey signals, find an accelerator and start quickly, wherever the tests were started.
 
     With nohup(1) or in a shell's background signals are ignored. Without KVM the command line would say in each run
-    that the software CPU runs the guest.
+    that the software CPU runs the guest. Where Python keeps no compiled code, as in a fresh checkout whose environment
+    forbids it, every start of the command line would compile all of it: 50 ms of 100, two thousand times.
     """
+    compiled = tempfile.TemporaryDirectory(prefix="kvmpy-compiled-")
+    config.add_cleanup(compiled.cleanup)
+    os.chmod(compiled.name, 0o755)
+    os.environ["PYTHONPYCACHEPREFIX"] = compiled.name
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if not HAS_KVM:
         os.environ.setdefault("KVMPY_ACCEL", "soft")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector leave alone what was collected by pytest: it stays, and looking at it takes 70 ms."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", params=ACCELERATORS)

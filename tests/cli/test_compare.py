@@ -33,6 +33,7 @@ class Brief(measures.Effort):
         self.cold, self.warm, self.rounds, self.counts = 1, 2, 1, (int(sys.argv[1]),)
 
 measures.Effort.__init__ = Brief.__init__
+measures.SETTLE = 0.1
 """
 GO = 'sys.exit(main(["compare", *sys.argv[2:]]))'
 FEW, MANY = "10", "100"  # memory is told of no fewer than a hundred
@@ -111,7 +112,10 @@ def which(program: str) -> str:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_and_nothing_is_left(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    environment = os.environ | {
+        "TMPDIR": str(tmp_path),
+        "PATH": "/nonexistent",
+    }  # without the others it is there sooner
     command = [sys.executable, "-c", SHOUT, FEW]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

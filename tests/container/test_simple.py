@@ -138,7 +138,7 @@ def test_a_program_that_takes_more_memory_is_killed(rootfs: Path) -> None:
 
 
 def test_processes_are_limited(rootfs: Path) -> None:
-    script = "for i in 1 2 3 4 5 6 7 8; do sleep 5 & done; wait"
+    script = "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done; wait"
     done = run("--pids", "4", rootfs, "--", "sh", "-c", f"({script}) 2>&1 | grep -c fork; kill -9 -1; true")
     assert int(done.stdout) >= 1
 
