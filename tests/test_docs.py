@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pexpect
 import pytest
+from console import KVMPY
 
 import kvmpy
 from kvmpy import cli, errors
@@ -80,6 +83,41 @@ def test_the_example_of_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     size = Path(bundled_guests()["hello.bin"]).stat().st_size
     assert capsys.readouterr().out == f"    0x7c00 {size:8} bytes\n"
     assert cli.main(["size", "no-such.bin"]) == 66
+
+
+@pytest.fixture
+def qemu_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The commands of the page on QEMU, with its own translator: KVM is not for it on every host."""
+    if not shutil.which("qemu-system-x86_64"):
+        pytest.skip("qemu-system-x86_64 is not installed")
+    text = (ROOT / "docs" / "qemu.md").read_text().replace(" \\\n", " ")
+    commands = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    (tmp_path / "kvmpy").symlink_to(ROOT / "kvmpy")
+    monkeypatch.chdir(tmp_path)
+    return [command.replace("qemu-system-x86_64", "qemu-system-x86_64 -accel tcg") for command in commands]
+
+
+def test_qemu_boots_the_kernel_as_the_page_says(qemu_commands: list[str]) -> None:
+    child = pexpect.spawn(qemu_commands[0], timeout=60)
+    child.expect_exact("[real]")
+    child.expect_exact("\n> ")
+    child.sendline("halt 3")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 7
+
+
+def test_qemu_boots_the_smallest_guest_from_a_disk(qemu_commands: list[str]) -> None:
+    copy, sign, boot, ours = qemu_commands[1:]
+    subprocess.run(["bash", "-euc", f"{copy}\n{sign}"], check=True)
+    child = pexpect.spawn(boot, timeout=60)
+    child.expect_exact("Hello from real mode")
+    child.send("\x01x")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    done = subprocess.run([*KVMPY, *ours.split()[1:], "--accel", "soft"], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"Hello from real mode\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
