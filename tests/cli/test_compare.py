@@ -33,7 +33,6 @@ class Brief(measures.Effort):
         self.cold, self.warm, self.rounds, self.counts = 1, 2, 1, (int(sys.argv[1]),)
 
 measures.Effort.__init__ = Brief.__init__
-measures.SETTLE = 0.1
 """
 GO = 'sys.exit(main(["compare", *sys.argv[2:]]))'
 FEW, MANY = "10", "100"  # memory is told of no fewer than a hundred
