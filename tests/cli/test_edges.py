@@ -152,7 +152,7 @@ def test_files_that_are_no_flat_image_say_what_they_are(what: str, tmp_path: Pat
     done = kvmpy("boot", str(tmp_path / "guest.img"), "--accel", "soft")
     assert done.returncode == 66
     assert what in one_line(done.stderr)
-    insisting = kvmpy("boot", str(tmp_path / "guest.img"), "--accel", "soft", "--mode", "real", "--timeout", "1")
+    insisting = kvmpy("boot", str(tmp_path / "guest.img"), "--accel", "soft", "--mode", "real", "--timeout", "0.1")
     assert insisting.returncode != 66
 
 

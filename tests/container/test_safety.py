@@ -188,7 +188,7 @@ def test_08_cve_2024_45310_a_destination_stays_inside(
 
 
 def test_09_cve_2021_30465_links_that_change_meanwhile(bundle: Bundle, tmp_path: Path, unchanged_host: None) -> None:
-    """On a volume that two containers share, one swaps a directory for a link all the time; the other is made five
+    """On a volume that two containers share, one swaps a directory for a link all the time; the other is made three
     hundred times with a mount below it."""
     volume, outside = tmp_path / "volume", tmp_path / "outside"
     for directory in (volume / "a", outside):
@@ -211,7 +211,7 @@ def test_09_cve_2021_30465_links_that_change_meanwhile(bundle: Bundle, tmp_path:
         assert swapper.stdout
         swapper.stdout.readline()
         try:
-            for _ in range(500):
+            for _ in range(300):
                 try:
                     with_null = create(store, "race", str(bundle.directory), Extras())
                 except ContainerError:
@@ -222,8 +222,8 @@ def test_09_cve_2021_30465_links_that_change_meanwhile(bundle: Bundle, tmp_path:
                 assert list(outside.iterdir()) == []
         finally:
             swapper.kill()
-    assert made + refused == 500
-    assert made > 50  # it was no refusal of everything
+    assert made + refused == 300
+    assert made > 30  # it was no refusal of everything
     assert str(outside) not in Path("/proc/self/mountinfo").read_text()
 
 
