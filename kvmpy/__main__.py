@@ -1,9 +1,14 @@
 """`python -m kvmpy`, and the script `kvmpy`."""
 
+from __future__ import annotations
+
 import _signal
 import os
 import sys
-from typing import NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 INTERRUPTED = 128 + _signal.SIGINT
 

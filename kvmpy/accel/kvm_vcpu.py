@@ -14,7 +14,6 @@ from kvmpy.accel.kvm_state import (
     store_regs,
     store_sregs,
 )
-from kvmpy.accel.packed import PastExit
 from kvmpy.accel.run_path import RunPath
 from kvmpy.cpu.bits import LAST_VECTOR, RFLAGS_IF
 from kvmpy.cpu.state import CpuState, MpState, Registers, SystemRegisters
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from kvmpy.accel.exits import Exit
     from kvmpy.accel.kvm import KvmVm
+    from kvmpy.accel.packed import PastExit
     from kvmpy.cpu.cpuid import CpuidTable
     from kvmpy.errors import KvmpyError
     from kvmpy.kvm.lock import Lock
@@ -115,7 +115,7 @@ class KvmVcpu(RunPath):
 
     def recent(self) -> list[PastExit]:
         """Return the last packed exits."""
-        return [PastExit(*exit) for exit in self.fd.recent()]
+        return [packed.past_exit(*exit) for exit in self.fd.recent()]
 
     @property
     def entries(self) -> int:

@@ -58,6 +58,14 @@ class PastExit:
     value: int = 0
 
 
+def past_exit(code: int, gpa: int, value: int) -> PastExit:
+    """Return an exit as it was kept: only of an MMIO access is `gpa` its own, only of it and of a port read `value`."""
+    if code & REASON_MASK == MMIO:
+        return PastExit(code, gpa, value)
+    is_read = code & REASON_MASK == IO and not code & (OUT | MANY)
+    return PastExit(code, 0, value if is_read else 0)
+
+
 def io_key(port: int, size: int, *, write: bool) -> int:
     """Return the low half of the packed exit for one port access of `size` bytes."""
     return IO | size << SIZE_SHIFT | (OUT if write else 0) | port << PORT_SHIFT

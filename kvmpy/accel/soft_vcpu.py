@@ -6,7 +6,6 @@ import itertools
 
 from kvmpy.accel import packed
 from kvmpy.accel.base import Watchpoint, check_debug_registers
-from kvmpy.accel.packed import PastExit
 from kvmpy.accel.run_path import RunPath
 from kvmpy.accel.soft_state import load_regs, load_sregs, store_regs, store_sregs
 from kvmpy.cpu.bits import LAST_VECTOR, RFLAGS_IF
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from kvmpy.accel.exits import Exit
+    from kvmpy.accel.packed import PastExit
     from kvmpy.cpu.cpuid import CpuidTable
     from kvmpy.errors import KvmpyError
     from kvmpy.kvm.lock import Lock
@@ -131,7 +131,7 @@ class SoftVcpu(RunPath):
         soft, size = self._soft, lib.KVMPY_RECENT
         lib.soft_keep_answer(soft)
         exits = (soft.recent[i % size] for i in range(max(0, soft.exits - size), soft.exits))
-        return [PastExit(exit.code, exit.gpa, exit.value) for exit in exits]
+        return [packed.past_exit(exit.code, exit.gpa, exit.value) for exit in exits]
 
     @property
     def raised(self) -> tuple[int, int | None] | None:

@@ -11,7 +11,7 @@ int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes);
 int pthread_mutex_lock(pthread_mutex_t *mutex);
 int pthread_mutex_unlock(pthread_mutex_t *mutex);
 
-struct kvmpy_exit { uint64_t code, gpa, value; };
+struct kvmpy_exit { uint64_t code, gpa, value; ...; };
 struct kvmpy_vcpu {
     int fd;
     struct kvm_run *run;

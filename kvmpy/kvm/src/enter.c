@@ -82,11 +82,14 @@ static struct kvmpy_exit *exit_before(struct kvmpy_vcpu *vcpu)
     return &vcpu->recent[(vcpu->exits - 1) % KVMPY_RECENT];
 }
 
-/* Keep the answer of the last exit, if it was a read. */
+/* Keep the answer of the last exit, if it was a read. Behind it lies more of the run page: eight bytes can be loaded. */
 void kvmpy_keep_answer(struct kvmpy_vcpu *vcpu)
 {
-    if (vcpu->run && vcpu->answer_at)
-        memcpy(&exit_before(vcpu)->value, vcpu->answer_at, vcpu->answer_size);
+    if (!vcpu->run || !vcpu->answer_at)
+        return;
+    uint64_t value, unused_bits = 64 - 8 * vcpu->answer_size;
+    memcpy(&value, vcpu->answer_at, sizeof value);
+    exit_before(vcpu)->value = value << unused_bits >> unused_bits;
 }
 
 /*
@@ -186,11 +189,11 @@ static uint64_t pack(struct kvmpy_vcpu *vcpu, int failed)
 
 static uint64_t keep(struct kvmpy_vcpu *vcpu, uint64_t exit)
 {
-    vcpu->exits++;
-    struct kvmpy_exit *past = exit_before(vcpu);
-    *past = (struct kvmpy_exit){.code = exit};
+    struct kvmpy_exit *past = &vcpu->recent[vcpu->exits++ % KVMPY_RECENT];
+    past->code = exit;
     if ((exit & 0xff) == KVM_EXIT_MMIO) {
         past->gpa = vcpu->run->mmio.phys_addr;
+        past->value = 0;
         if (exit & KVMPY_OUT)
             memcpy(&past->value, vcpu->run->mmio.data, vcpu->run->mmio.len);
     }

@@ -21,9 +21,12 @@
 #define KVMPY_ERROR 0xffu
 #define KVMPY_RECENT 32u
 
-/* An exit that was: packed, the GPA of an MMIO access, and what was written to it or answered. */
+/*
+ * An exit that was: packed, the GPA of an MMIO access, and what was written to it or answered; for other exits `gpa` and
+ * `value` are left from before. Aligned, for after an exit each line of the cache that is touched is a miss.
+ */
 struct kvmpy_exit {
     uint64_t code, gpa, value;
-};
+} __attribute__((aligned(32)));
 
 #endif

@@ -16,7 +16,7 @@ struct cpu {
 struct uc_x86_msr { uint32_t index; uint64_t value; };
 struct soft_cpuid { uint32_t function, index, by_index; uint32_t eax, ebx, ecx, edx; };
 
-struct kvmpy_exit { uint64_t code, gpa, value; };
+struct kvmpy_exit { uint64_t code, gpa, value; ...; };
 struct soft_watch { uint64_t gpa; uint32_t size, reads; };
 struct soft_cpu {
     struct cpu *cpu;
