@@ -180,6 +180,7 @@ def hold(subject: Subject, count: int) -> Held:
     if subject.missing:
         return Held(missing=subject.missing)
     settle = SETTLE if count >= ENOUGH else 0.0
+    time.sleep(settle)  # what ran before is still being freed, and would be taken for less that these need
     before, (own_before, shared_before) = available(), memory_of_processes([])
     with ExitStack() as stack:
         try:
@@ -195,7 +196,6 @@ def hold(subject: Subject, count: int) -> Held:
             own, shared = memory_of_processes(held)
         except (KvmpyError, OSError) as error:
             return Held(missing=str(error))
-    time.sleep(settle)
     own, shared = max(own - own_before, 0.0) / count, max(shared - shared_before, 0.0) / count
     return Held(passed, whole, own, max(whole - own, 0.0), shared)
 

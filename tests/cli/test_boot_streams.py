@@ -76,10 +76,10 @@ def test_signals_while_the_guest_runs(image, number: signal.Signals, code: int, 
 
 def test_signals_at_any_time_of_the_start() -> None:
     """SIGTERM after different delays: before main, while importing, while making the VM, while running."""
-    for i in range(30):
+    for i in range(20):
         with Console(*KVMPY, "boot", "guest.bin") as console:
             try:
-                console.process.wait(0.004 * i + 0.001)
+                console.process.wait(0.006 * i + 0.001)
             except subprocess.TimeoutExpired:
                 console.process.terminate()
             code = console.process.wait(DEADLINE)
@@ -212,7 +212,7 @@ def test_a_guest_that_does_not_read_does_not_fill_memory(image) -> None:  # type
     """Far more is piped in than may wait: the rest stays in the pipe."""
     read, write = os.pipe()
     os.set_blocking(write, False)
-    with Console(*KVMPY, "boot", image("again: jmp again"), *IRQCHIP, "--timeout", "2", stdin=read) as console:
+    with Console(*KVMPY, "boot", image("again: jmp again"), *IRQCHIP, "--timeout", "1", stdin=read) as console:
         os.close(read)
         taken = 0
         while console.process.poll() is None:

@@ -78,7 +78,7 @@ def truths(report: dict[str, object]) -> None:
     def median(title: str, name: str) -> float:
         return float(found[title][name]["figure"]["median"])
 
-    assert median("memory of each of 100", "container") > 50  # a process alone takes less
+    assert median("memory of each of 100", "software CPU") > 500  # KiB: each has an engine of its own
     assert median("a system call", "process") < median("an exit: OUT to a device", "software CPU")
     assert median("speed of arithmetic / native", "software CPU") < 1
     assert found["which kernel it runs on"]["process"] == found["which kernel it runs on"]["container"]

@@ -85,7 +85,7 @@ def test_the_terminal_is_restored_after_ctrl_a_x() -> None:
 
 
 def test_the_terminal_is_restored_after_a_timeout() -> None:
-    run_and_compare(["boot", "guest.bin", "--timeout", "1"], lambda _shell: None, 124)
+    run_and_compare(["boot", "guest.bin", "--timeout", "0.4"], lambda _shell: None, 124)
 
 
 def test_the_terminal_is_restored_after_sigterm() -> None:

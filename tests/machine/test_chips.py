@@ -106,8 +106,8 @@ def test_a_guest_that_runs_again_and_again_does_not_stall(accelerator: Accelerat
 
 
 def test_nothing_spins_while_the_guest_idles(accelerator: Accelerator) -> None:
-    """In a second of an idle guest.bin, run anew several times, the loop wakes up for its ticks and not much more."""
-    seconds, runs = 0.2, 5
+    """In half a second of an idle guest.bin, run anew several times, the loop wakes up for its ticks, hardly more."""
+    seconds, runs = 0.1, 5
     with Machine(accelerator, memory=GUEST_MEMORY) as machine:
         machine.load(plan_image("guest.bin", memory=GUEST_MEMORY))
         assert until_prompt(machine, b"")

@@ -153,7 +153,7 @@ class Slow(Device):
 def test_a_device_that_blocks_is_named_and_memory_stays(
     accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine_module, "JOIN_SECONDS", 0.2)
+    monkeypatch.setattr(machine_module, "JOIN_SECONDS", 0.1)
     slow = Slow()
     machine = loaded(accelerator, "mov dx, 0x520\nin al, dx\nmov al, 3\nout 0xf4, al")
     machine.bus.ports.add(slow, 0x520, 1)
