@@ -15,3 +15,8 @@ RFLAGS_FIXED, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_VM = 1 << 1, 1 << 9, 3 << 12, 1 << 
 PRESENT, WRITABLE, USER, LARGE, GLOBAL, NO_EXECUTE = 1 << 0, 1 << 1, 1 << 2, 1 << 7, 1 << 8, 1 << 63
 LAST_VECTOR = 255
 MASK64 = (1 << 64) - 1
+
+
+def is_canonical(address: int, width: int = 48) -> bool:
+    """Tell whether all bits from the highest of a linear address's `width` on are equal (Intel SDM vol. 1, 3.3.7.1)."""
+    return address >> width - 1 in (0, (1 << 65 - width) - 1)

@@ -6,7 +6,9 @@ unrestricted guest; a state may pass here and still be refused for its MSRs or p
 
 from __future__ import annotations
 
+from kvmpy.cpu.bits import MASK64, RFLAGS_FIXED, is_canonical
 from kvmpy.cpu.flags import CR0, CR4, EFER, RFLAGS
+from kvmpy.cpu.segments import SystemType
 from kvmpy.cpu.state import SEGMENT_NAMES
 
 TYPE_CHECKING = False
@@ -15,9 +17,8 @@ if TYPE_CHECKING:
 
     from kvmpy.cpu.state import Registers, Segment, SystemRegisters
 
-RFLAGS_ONE, RFLAGS_ZERO = 1 << 1, ~((1 << 22) - 1) & (1 << 64) - 1 | 1 << 15 | 1 << 5 | 1 << 3
+RFLAGS_ZERO = MASK64 >> 22 << 22 | 1 << 15 | 1 << 5 | 1 << 3
 CODE_TYPES, STACK_TYPES, DATA_TYPES = (3, 9, 11, 13, 15), (3, 7), (1, 3, 5, 7, 11, 15)
-LDT_TYPE, BUSY_TSS16, BUSY_TSS = 2, 3, 11
 
 
 def refused_state(regs: Registers, sregs: SystemRegisters) -> list[str]:
@@ -79,7 +80,7 @@ def _segment(name: str, segment: Segment, long_mode: bool) -> Iterator[str]:
         yield "L and D are both set"
     if system and segment.selector & 4:
         yield f"selector {segment.selector:#x} points into the LDT"
-    if name in ("fs", "gs", "tr", "ldt") and not _canonical(segment.base):
+    if name in ("fs", "gs", "tr", "ldt") and not is_canonical(segment.base):
         yield f"base {segment.base:#x} is not canonical"
     if name in ("cs", "ds", "es", "ss") and segment.base >> 32:
         yield f"base {segment.base:#x} has more than 32 bits"
@@ -87,8 +88,8 @@ def _segment(name: str, segment: Segment, long_mode: bool) -> Iterator[str]:
 
 def _types(name: str, long_mode: bool) -> tuple[int, ...]:
     if name == "tr":
-        return (BUSY_TSS,) if long_mode else (BUSY_TSS16, BUSY_TSS)
-    return {"cs": CODE_TYPES, "ss": STACK_TYPES, "ldt": (LDT_TYPE,)}.get(name, DATA_TYPES)
+        return (SystemType.TSS_BUSY,) if long_mode else (SystemType.TSS16_BUSY, SystemType.TSS_BUSY)
+    return {"cs": CODE_TYPES, "ss": STACK_TYPES, "ldt": (SystemType.LDT,)}.get(name, DATA_TYPES)
 
 
 def _virtual_8086(sregs: SystemRegisters) -> Iterator[str]:
@@ -102,7 +103,7 @@ def _tables(sregs: SystemRegisters) -> Iterator[str]:
     """26.3.1.3: descriptor-table registers."""
     for name in ("gdt", "idt"):
         table = getattr(sregs, name)
-        if not _canonical(table.base):
+        if not is_canonical(table.base):
             yield f"{name.upper()}R: base {table.base:#x} is not canonical"
         if table.limit >> 16:
             yield f"{name.upper()}R: limit {table.limit:#x} has more than 16 bits"
@@ -111,17 +112,13 @@ def _tables(sregs: SystemRegisters) -> Iterator[str]:
 def _flow(regs: Registers, sregs: SystemRegisters, long_mode: bool) -> Iterator[str]:
     """26.3.1.4: RIP and RFLAGS."""
     if long_mode and sregs.cs.l:
-        if not _canonical(regs.rip):
+        if not is_canonical(regs.rip):
             yield f"RIP {regs.rip:#x} is not canonical"
     elif regs.rip >> 32:
         yield f"RIP {regs.rip:#x} has more than 32 bits outside 64-bit code"
-    if not regs.rflags & RFLAGS_ONE:
+    if not regs.rflags & RFLAGS_FIXED:
         yield "RFLAGS: bit 1 is clear"
     if regs.rflags & RFLAGS_ZERO:
         yield f"RFLAGS: reserved bits {regs.rflags & RFLAGS_ZERO:#x} are set"
     if regs.rflags & RFLAGS.VM and (long_mode or not sregs.cr0 & CR0.PE):
         yield "RFLAGS.VM is set outside protected mode"
-
-
-def _canonical(address: int) -> bool:
-    return address >> 47 in (0, (1 << 17) - 1)

@@ -1,8 +1,7 @@
 """Ready-made initial states for the processor's modes, and the question which mode a state is in.
 
-This is on the path of every boot.
 Every segment satisfies the checks of VM entry on guest segment registers (Intel SDM vol. 3, 26.3.1.2): types accessed,
-limit and G consistent, TR a busy TSS, LDTR unusable.
+limit and G consistent, TR a busy TSS, LDTR unusable. This is on the path of every boot: no flags with names here.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from kvmpy.cpu.bits import (
     EFER_NXE,
     RFLAGS_FIXED,
     RFLAGS_VM,
+    is_canonical,
 )
 from kvmpy.cpu.state import CpuState, DescriptorTable, Registers, Segment, SystemRegisters
 from kvmpy.errors import ConfigError
@@ -134,7 +134,7 @@ def long_mode(entry: int, stack: int, cr3: int, *, gdt: int = 0) -> CpuState:
     canonical or `cr3` is not 4 KiB-aligned.
     """
     for name, value in (("entry", entry), ("stack", stack), ("GDT address", gdt)):
-        if not (0 <= value < 1 << 47 or (1 << 64) - (1 << 47) <= value < 1 << 64):
+        if not is_canonical(value):
             raise ConfigError(f"long-mode {name} {value:#x} is not canonical; bits 63:47 must all be equal")
     _check(cr3, 52, "long-mode CR3")
     if cr3 & 0xFFF:

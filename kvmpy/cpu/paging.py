@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kvmpy.cpu.bits import LARGE, NO_EXECUTE, PRESENT, USER, WRITABLE
+from kvmpy.cpu.bits import LARGE, NO_EXECUTE, PRESENT, USER, WRITABLE, is_canonical
 from kvmpy.cpu.flags import CR0, CR4, EFER, RFLAGS, PageFault
 from kvmpy.errors import MemoryAccessError
 from kvmpy.record import field, record
@@ -127,7 +127,7 @@ def walk(
     if form is None:
         return Walk(gva, "no", gpa=gva, page_size=4096)
     result = Walk(gva, form.name)
-    if form.entry_size == 8 and form is not PAE and not _is_canonical(gva, form):
+    if form.entry_size == 8 and form is not PAE and not is_canonical(gva, form.levels[0].shift + form.levels[0].bits):
         result.reason = "not canonical: #GP, or #SS for a stack access"
         return result
     if form in (LEGACY, PAE) and gva >> 32:
@@ -136,11 +136,6 @@ def walk(
     if rights is not None and access is not None:
         _check_rights(result, sregs, rights, access, rflags)
     return result
-
-
-def _is_canonical(gva: int, form: Format) -> bool:
-    top = form.levels[0].shift + form.levels[0].bits - 1
-    return gva >> top in (0, (1 << 64 - top) - 1)
 
 
 def _descend(

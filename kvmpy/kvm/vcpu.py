@@ -146,9 +146,8 @@ class VcpuFd(Fd):
         ring = self.handle.ring
         if ring == ffi.NULL:
             return None
-        capacity = (mmap.PAGESIZE - ffi.sizeof("struct kvm_coalesced_mmio_ring")) // ffi.sizeof(
-            "struct kvm_coalesced_mmio"
-        )
+        room = mmap.PAGESIZE - ffi.sizeof("struct kvm_coalesced_mmio_ring")
+        capacity = room // ffi.sizeof("struct kvm_coalesced_mmio")
         write = ffi.new("struct kvmpy_write *")
         return write if lib.kvmpy_drain(ring, capacity, write) else None
 

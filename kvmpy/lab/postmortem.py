@@ -17,7 +17,7 @@ from kvmpy.cpu.paging import walk
 from kvmpy.cpu.segments import Gate
 from kvmpy.cpu.state import GENERAL_REGISTERS, SEGMENT_NAMES
 from kvmpy.errors import KvmpyError, MemoryAccessError
-from kvmpy.lab.autopsy import Raised, exception_of
+from kvmpy.lab.autopsy import PAGE_FAULT, Raised, exception_of
 from kvmpy.machine.stop import StopKind
 
 TYPE_CHECKING = False
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kvmpy.memory import GuestMemory
 
 INSTRUCTION_BYTES = 15  # the longest an x86 instruction can be (Intel SDM vol. 2, 2.3.11)
-DOUBLE_FAULT, GENERAL_PROTECTION, PAGE_FAULT = 8, 13, 14
+DOUBLE_FAULT, GENERAL_PROTECTION = 8, 13
 STACK_WORDS = 6
 # Intel SDM vol. 3, 26.8 (the basic exit reason with bit 31); AMD APM vol. 2, appendix C (VMEXIT_INVALID).
 REFUSALS = {
