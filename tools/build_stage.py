@@ -27,42 +27,9 @@ PROGRAMS = {
     "stage": ("stage.c", ["-Wl,--section-start=.tape=0x10000000"]),
     "kvmpy-oci": ("launcher.c", []),
 }
+ARCHIVER = str(ROOT / "tools" / "build_archive.py")
 SYSTEM_PYTHON = "/usr/bin/python3"
 NEEDED = "import sys, ctypes, fcntl, json, resource, select, subprocess, termios; sys.exit(sys.version_info < (3, 11))"
-
-# Run by the launcher's own Python, whose version the code is for. Docstrings (optimize=2) and columns for tracebacks
-# (no_debug_ranges) would be half of it.
-ARCHIVE = """
-from __future__ import annotations
-
-import marshal, os, sys
-from importlib.util import MAGIC_NUMBER
-
-HEAD = 16384  # what main.py reads at once
-root, target, editable = sys.argv[1:]
-modules, code = {}, b""
-for part in ("", "/container", "/container/cgroup", "/container/operations", "/container/verbs"):
-    names = os.listdir(f"{root}/kvmpy{part}") if part else ["__init__.py", "errors.py"]
-    for name in sorted(names):
-        if not name.endswith(".py") or name in ("main.py", "api.py", "simple.py", "default_filter.py", "small_root.py"):
-            continue
-        file = f"kvmpy{part}/{name}"
-        status = os.stat(f"{root}/{file}")
-        with open(f"{root}/{file}", encoding="utf-8") as source:
-            text = source.read().replace("from __future__ import annotations", "", 1)  # 0.15 ms to import
-        compiled = compile(text, f"{root}/{file}", "exec", annotations.compiler_flag, dont_inherit=True, optimize=2)
-        data = marshal.dumps(compiled)
-        stamp = (status.st_mtime_ns, status.st_size) if editable == "1" else None
-        if name == "archive.py":
-            loader = compiled
-            continue
-        modules[file[:-3].removesuffix("/__init__").replace("/", ".")] = (file, stamp, len(code), len(data))
-        code += data
-head = MAGIC_NUMBER + marshal.dumps((HEAD, loader, modules))
-assert len(head) <= HEAD, len(head)
-with open(target, "wb") as archive:
-    archive.write(head.ljust(HEAD, bytes(1)) + code)
-"""
 
 
 def build_all(root: Path, target: Path, editable: bool) -> None:
@@ -70,26 +37,27 @@ def build_all(root: Path, target: Path, editable: bool) -> None:
     sources = root / "kvmpy" / "container" / "native"
     target.mkdir(parents=True, exist_ok=True)
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[:1]
-    python = f'-DPYTHON="{find_python()}"'
+    python = find_python()
     for name, (source, options) in PROGRAMS.items():
-        command = [*compiler, *OPTIONS, *options, python, "-o", str(target / name), str(sources / source)]
-        subprocess.run(command, check=True)
-    arguments = [str(root), str(target / "modules"), str(int(editable))]
-    subprocess.run([find_python(), "-I", "-S", "-X", "no_debug_ranges", "-c", ARCHIVE, *arguments], check=True)
+        command = [*compiler, *OPTIONS, *options, f'-DPYTHON="{python}"', "-o", str(target / name)]
+        subprocess.run([*command, str(sources / source)], check=True)
+    arguments = [str(root), str(target), str(int(editable))]
+    subprocess.run([python, "-I", "-S", "-B", "-X", "no_debug_ranges", ARCHIVER, *arguments], check=True)
 
 
 def find_python() -> str:
-    """Return the interpreter that the launcher starts.
+    """Return the interpreter that the launcher starts, by the path that names its version: the archive is for that.
 
     The system's is preferred: everyone may run it, it starts 2 ms sooner than one made of shared libraries, and it
     outlives a virtual environment. The runtime needs nothing but the standard library.
     """
+    python = sys.executable
     try:
         if subprocess.run([SYSTEM_PYTHON, "-I", "-S", "-c", NEEDED], capture_output=True).returncode == 0:
-            return SYSTEM_PYTHON
+            python = SYSTEM_PYTHON
     except OSError:
         pass
-    return sys.executable
+    return os.path.realpath(python)
 
 
 if __name__ == "__main__":

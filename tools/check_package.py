@@ -16,7 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = (
     "kvmpy/py.typed", "kvmpy/kvm/_kvm", "kvmpy/softcpu/_softcpu", "kvmpy/guests/hello.bin", "kvmpy/guests/guest.bin",
-    "kvmpy/container/native/kvmpy-oci", "kvmpy/container/native/stage", "kvmpy/container/native/modules",
+    "kvmpy/container/native/kvmpy-oci", "kvmpy/container/native/stage", "kvmpy/container/native/main",
+    "kvmpy/container/native/modules",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -100,7 +101,7 @@ def warm_life(bundle: Path) -> float:
 
 def verbs(bundle: Path, rounds: int) -> list[Figure]:
     """Measure create + start + delete."""
-    in_python = [launcher_python(), "-I", "-S", f"{Path(NATIVE).parent}/main.py"]
+    in_python = [launcher_python(), "-I", "-S", f"{NATIVE}/main"]
     runtimes = {"crun": ["crun"], "runc": ["runc"], "launcher": [LAUNCHER], "python": in_python}
     times: dict[str, list[list[float]]] = {name: [] for name in runtimes}
     warm: list[float] = []
@@ -129,7 +130,8 @@ def verbs(bundle: Path, rounds: int) -> list[Figure]:
 
 def launcher_python() -> str:
     """Return the interpreter that the launcher starts."""
-    return "/usr/bin/python3" if b"/usr/bin/python3" in Path(LAUNCHER).read_bytes() else sys.executable
+    names = re.findall(rb"/[^\0]+/python[^\0]*", Path(LAUNCHER).read_bytes())
+    return next(name.decode() for name in names if Path(name.decode()).is_file())
 
 
 def podman(bundle: Path, rounds: int) -> list[Figure]:

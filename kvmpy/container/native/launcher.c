@@ -7,7 +7,7 @@
 
 enum { SYS_read = 0, SYS_open = 2, SYS_fstat = 5, SYS_mmap = 9, SYS_access = 21, SYS_execve = 59, SYS_readlink = 89,
        SYS_geteuid = 107 };
-enum { O_RDONLY = 0, X_OK = 1, PROT_READ = 1, PROT_WRITE = 2, MAP_PRIVATE = 2, MAP_FIXED_NOREPLACE = 0x100000 };
+enum { O_RDONLY = 0, R_OK = 4, PROT_READ = 1, PROT_WRITE = 2, MAP_PRIVATE = 2, MAP_FIXED_NOREPLACE = 0x100000 };
 enum { LONGEST_PATH = 4096 };
 
 #ifndef PYTHON
@@ -122,14 +122,17 @@ static int play(char **arguments) {
     return run_tape(&error) == (long)THE_TAPE->count;
 }
 
-/* Start Python: the one that was chosen when this was built, or else that of the environment it is installed in. */
+/* Start Python with what lies beside this program: the one that the program was compiled for, or else that of the
+   environment it is installed in, with the source. */
 static void start_python(long count, char **arguments, char **environment) {
-    static char main[LONGEST_PATH], python[LONGEST_PATH], *with[1024];
-    long size = system_call(SYS_readlink, (u64) "/proc/self/exe", (u64)main, LONGEST_PATH - 1, 0, 0, 0);
+    static char program[LONGEST_PATH], main[LONGEST_PATH], python[LONGEST_PATH], *with[1024];
+    long size = system_call(SYS_readlink, (u64) "/proc/self/exe", (u64)program, LONGEST_PATH - 1, 0, 0, 0);
     if (size <= 0 || count + 4 > 1024)
         return;
-    main[size] = 0;
-    up(main); /* …/kvmpy/container/native */
+    program[size] = 0;
+    up(program); /* …/kvmpy/container/native */
+    append(main, program);
+    append(program, "/main");
     up(main);
     append(python, main);
     append(main, "/main.py");
@@ -140,16 +143,15 @@ static void start_python(long count, char **arguments, char **environment) {
     up(python);
     up(python);
     append(python, "/bin/python3");
-    int at = 0;
-    with[at++] = python;
-    with[at++] = "-I";
-    with[at++] = "-S";
-    with[at++] = main;
+    with[1] = "-I";
+    with[2] = "-S";
     for (long n = 1; n < count; n++)
-        with[at++] = arguments[n];
+        with[3 + n] = arguments[n];
     with[0] = PYTHON;
+    with[3] = system_call(SYS_access, (u64)program, R_OK, 0, 0, 0, 0) == 0 ? program : main;
     system_call(SYS_execve, (u64)PYTHON, (u64)with, (u64)environment, 0, 0, 0);
     with[0] = python;
+    with[3] = main;
     if (installed)
         system_call(SYS_execve, (u64)python, (u64)with, (u64)environment, 0, 0, 0);
 }
