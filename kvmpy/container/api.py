@@ -178,7 +178,12 @@ class Container:
             given.seek(0)
             streams = {number: stream.fileno() for number, stream in enumerate((given, out, err))}
             pid = execute(self._state, process, Extras(streams=streams), self._store.root)
-            code = wait_for_child(pid, timeout, f"{command[0]} in container {self.name}", end_it=True)
+            try:
+                code = wait_for_child(pid, timeout, f"{command[0]} in container {self.name}")
+            except BaseException:  # its time is over, or Ctrl-C: without it the container could not end (bury_inside)
+                os.kill(pid, SIGKILL)
+                os.waitpid(pid, 0)
+                raise
             for stream in (out, err):
                 stream.seek(0)
             return Finished(code, out.read(), err.read())
@@ -212,19 +217,16 @@ def new_name() -> str:
     return f"kvmpy-{uuid.uuid4().hex[:12]}"
 
 
-def wait_for_child(pid: int, timeout: float | None, what: str, end_it: bool = False) -> int:
+def wait_for_child(pid: int, timeout: float | None, what: str) -> int:
     """Wait for a child; return its exit code, 128 + the signal it died of.
 
     Raises:
-        DeadlineError: it still runs when its time is over; with `end_it` it is killed then.
+        DeadlineError: it still runs when its time is over.
         ContainerError: it is no child of this process.
     """
     pidfd = os.pidfd_open(pid)
     try:
         if not wait_for_end(pidfd, None if timeout is None else timeout * 1000):
-            if end_it:
-                os.kill(pid, SIGKILL)
-                os.waitpid(pid, 0)
             raise DeadlineError(f"{what} still runs after {timeout} s")
         status = os.waitpid(pid, 0)[1]
     except ChildProcessError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import _signal
 import posix
 
-from kvmpy.container.host import start_time
+from kvmpy.container.host import read_file, start_time
 from kvmpy.errors import ContainerError
 
 SIGKILL, SIGPIPE, SIGXFSZ = 9, 13, 25
@@ -43,6 +43,38 @@ def bury(pid: int, started: int) -> None:
             posix.waitpid(pid, posix.WNOHANG)
         except ChildProcessError:
             pass
+
+
+def pid_namespace(pid: int) -> str:
+    """Return what names the pid namespace of a process (namespaces(7)), or "" if that cannot be seen."""
+    try:
+        return posix.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return ""
+
+
+def bury_inside(namespace: str) -> None:
+    """Take note of the end of this process's children in a pid namespace whose first process was killed.
+
+    That one ends last, when all others are gone for good (pid_namespaces(7)); and what `exec` started is our child.
+    """
+    for child in children():
+        if pid_namespace(child) == namespace:
+            try:
+                posix.waitpid(child, posix.WNOHANG)
+            except ChildProcessError:
+                pass  # another thread was quicker
+
+
+def children() -> list[int]:
+    """Return this process's children, ended ones too (proc(5), children); none where the kernel does not tell."""
+    found: list[int] = []
+    for thread in posix.listdir("/proc/self/task"):
+        try:
+            found += map(int, read_file(f"/proc/self/task/{thread}/children").split())
+        except OSError:
+            pass
+    return found
 
 
 def signal_number(text: str) -> int:

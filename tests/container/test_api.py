@@ -13,6 +13,9 @@ import pytest
 from container.oci import IN_PYTHON, Bundle, Runtime
 
 from kvmpy.container import Container, Wish
+from kvmpy.container.process import children, pid_namespace
+from kvmpy.container.verbs.create import Extras
+from kvmpy.container.verbs.exec import execute
 from kvmpy.errors import ContainerError, DeadlineError
 
 pytestmark = pytest.mark.usefixtures("unchanged_host")
@@ -57,6 +60,35 @@ def test_exec_has_its_time(rootfs: Path, root: str) -> None:
         with pytest.raises(DeadlineError, match=r"sleep in container .* still runs after 0.2 s"):
             box.exec(["sleep", "1000"], timeout=0.2)
         assert box.pids() == [box.pid]
+
+
+def test_an_interrupted_exec_leaves_no_process(rootfs: Path, root: str) -> None:
+    with Container.from_wish(wish(rootfs), root=root) as box:
+        box.start()
+
+        def interrupt() -> None:
+            while sys._current_frames()[threading.main_thread().ident].f_code.co_name != "wait_for_end":  # type: ignore[index]
+                pass
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            box.exec(["sleep", "1000"], timeout=60)
+        thread.join()
+        assert children() == [box.pid]
+    assert children() == []
+
+
+def test_what_an_exec_has_lost_does_not_hold_up_the_end(rootfs: Path, root: str) -> None:
+    """Process 1 of a pid namespace ends after all others in it, and a child of ours is there until we take note."""
+    with Container.from_wish(wish(rootfs), root=root) as box:
+        box.start()
+        process = box._state.config()["process"] | {"args": ["sleep", "1000"]}
+        lost = execute(box._state, process, Extras(), root)
+        assert set(children()) == {box.pid, lost}
+        assert pid_namespace(lost) == pid_namespace(box.pid) != pid_namespace(os.getpid())
+    assert children() == []
 
 
 def test_wait_has_its_time(rootfs: Path, root: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posix
 
 from kvmpy.container.host import exists, remove
-from kvmpy.container.process import SIGKILL, bury, send_signal, wait_for_end
+from kvmpy.container.process import SIGKILL, bury, bury_inside, pid_namespace, send_signal, wait_for_end
 from kvmpy.container.state import CREATED, CREATING, STOPPED, check_name
 from kvmpy.errors import ContainerError
 
@@ -21,6 +21,7 @@ SHORT = {"-f": "--force"}
 WORDS = ("ID",)
 SUMMARY = "remove a container; with --force also one that runs"
 PATIENCE = 10_000  # milliseconds that a killed process gets to end
+PROMPT = 500  # after which it is looked at what it may wait for
 
 
 def delete(state: State, force: bool, warn: Callable[[str], None]) -> None:
@@ -40,10 +41,13 @@ def delete(state: State, force: bool, warn: Callable[[str], None]) -> None:
     except ContainerError:
         pass
     else:
+        namespace = pid_namespace(state.process()[0])
         send_signal(process, SIGKILL)
         if cgroup:
             cgroup.freeze(False)
-        wait_for_end(process, PATIENCE)
+        if not wait_for_end(process, PROMPT):
+            bury_inside(namespace)
+            wait_for_end(process, PATIENCE)
         posix.close(process)
     bury(*state.process())
     if cgroup:
