@@ -23,12 +23,13 @@ class Ended(BaseException):
 
 
 class EndingSignals:
-    """While it is entered, the first SIGINT, SIGTERM or SIGHUP raises Ended in the main thread; more change nothing."""
+    """While it is entered, SIGINT, SIGTERM and SIGHUP do not end the process: the first one raises Ended in `run()`."""
 
     CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self._number = 0
+        self._working = False
 
     @property
     def code(self) -> int:
@@ -38,17 +39,25 @@ class EndingSignals:
     def run(self, work: Callable[[], Result]) -> Result | None:
         """Do the work and return what it gives; None when a signal ended it."""
         try:
-            return work()
+            try:
+                self._working = True
+                return work()
+            finally:
+                self._working = False
         except (Ended, KvmpyError):
             if self._number:
                 end_children()
+                from kvmpy.container.api import delete_invented
+
+                delete_invented()
                 return None
             raise
 
     def _caught(self, number: int, _frame: FrameType | None) -> None:
         if not self._number:
             self._number = number
-            raise Ended
+            if self._working:
+                raise Ended
 
     def __enter__(self) -> Self:
         wanted = [number for number in self.CAUGHT if signal.getsignal(number) != signal.SIG_IGN]  # nohup(1) means it

@@ -7,13 +7,13 @@ import platform
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 from kvmpy.compare.figures import Report
 from kvmpy.compare.isolation import ISOLATION
 from kvmpy.compare.measures import MEASURES, Effort
 from kvmpy.compare.subjects import Virtual, gather
+from kvmpy.undisturbed import Undisturbed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def compare(quick: bool, tell: Callable[[str, int, int], None]) -> Report:
     start = time.monotonic()
     total = len(ASKED) + 1
     tell("preparing a process, a container, machines", 0, total)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvmpy-compare-")))
+    with Undisturbed() as stack:
+        folder = Path(stack.enter_made(lambda: tempfile.TemporaryDirectory(prefix="kvmpy-compare-")))
         subjects = gather(stack, folder)
         report = Report(
             machine=describe_machine() | describe_accelerators(subjects),

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from kvmpy.accel.choose import open_accelerator
@@ -110,7 +110,6 @@ class Contained(Subject):
         super().__init__()
         self.root = folder / "root"
         self.root.mkdir()
-        self.store = str(folder / "containers")
         program.write(self.root, "true")
         program.write(self.root, "wait")
         self.bundle = folder
@@ -133,7 +132,7 @@ class Contained(Subject):
 
     def box(self, command: str) -> Container:
         """Return a container that waits to be started."""
-        return Container.from_wish(Wish(str(self.root), [command]), root=self.store)
+        return Container.from_wish(Wish(str(self.root), [command]))
 
     @contextmanager
     def held(self) -> Iterator[Container]:
@@ -270,8 +269,14 @@ def runtime_run(path: str, bundle: Path) -> None:
     crun refuses a host that has both versions of control groups; for the sake of fairness all runtimes get this.
     """
     name = f"compare-{os.getpid()}"
-    command = [path, "--root", f"{bundle}/{os.path.basename(path)}", "run", "--bundle", str(bundle), name]
-    run(command, prepare=hide_hybrid if os.path.ismount(HYBRID) else None)
+    command = [path, "--root", f"{bundle}/{os.path.basename(path)}"]
+    prepare = hide_hybrid if os.path.ismount(HYBRID) else None
+    try:
+        run([*command, "run", "--bundle", str(bundle), name], prepare=prepare)
+    except BaseException:  # it was killed, and has not tidied up
+        with suppress(HostError):
+            run([*command, "delete", "--force", name], prepare=prepare)
+        raise
 
 
 def hide_hybrid() -> None:

@@ -17,15 +17,15 @@ from kvmpy.container.host import start_time
 from kvmpy.container.process import SIGKILL, exit_code, signal_number, wait_for_end
 from kvmpy.container.simple import Wish, configuration
 from kvmpy.container.state import STOPPED, Store
-from kvmpy.container.verbs import create, delete, events, kill, pause, resume, start, update
-from kvmpy.container.verbs.create import Creation, Extras
+from kvmpy.container.verbs import delete, events, kill, pause, resume, start, update
+from kvmpy.container.verbs.create import Creation, Extras, prepare
 from kvmpy.container.verbs.exec import execute
 from kvmpy.errors import ContainerError, DeadlineError
 from kvmpy.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Self
 
     from kvmpy.container.host import Json
@@ -65,7 +65,7 @@ class Container:
         `root` is where containers are kept, by default as kvmpy-oci has it; without a name it gets one.
         """
         store = Store(root)
-        return cls(create.create(store, name or new_name(), os.fspath(bundle), extras or Extras()), store)
+        return cls(_made(store, name, lambda name: prepare(store, name, os.fspath(bundle), extras or Extras())), store)
 
     @classmethod
     def from_config(cls, config: Json, name: str = "", root: str = "", extras: Extras | None = None) -> Self:
@@ -73,7 +73,8 @@ class Container:
         from kvmpy.container.config import CONFIG, check
 
         store, checked = Store(root), check(config, CONFIG, "config")
-        return cls(Creation(store, name or new_name(), os.getcwd(), checked, extras or Extras()).run(), store)
+        here = os.getcwd()
+        return cls(_made(store, name, lambda name: Creation(store, name, here, checked, extras or Extras())), store)
 
     @classmethod
     def from_wish(cls, wish: Wish, name: str = "", root: str = "") -> Self:
@@ -193,6 +194,7 @@ class Container:
         if self.status == STOPPED and self._code == NO_CODE:
             self._note_end()
         delete.delete(self._state, force, self.warnings.append)
+        _invented.discard((self._store.root, self.name))
 
     def _note_end(self) -> None:
         """Keep the exit code of a program that has ended: deleting it takes the last note of it."""
@@ -212,9 +214,30 @@ class Container:
         return f"Container({self.name!r}, {self.status})"
 
 
-def new_name() -> str:
-    """Return a name that no other container has."""
-    return f"kvmpy-{uuid.uuid4().hex[:12]}"
+_invented: set[tuple[str, str]] = set()  # stores and names of containers that this process named and did not delete
+
+
+def _made(store: Store, name: str, plan: Callable[[str], Creation]) -> State:
+    """Make a container; without a name it gets one that no other has."""
+    if name:
+        return plan(name).run()
+    known = store.root, f"kvmpy-{uuid.uuid4().hex[:12]}"
+    _invented.add(known)
+    try:
+        return plan(known[1]).run()
+    except ContainerError:
+        _invented.discard(known)
+        raise
+
+
+def delete_invented() -> None:
+    """Remove every container that this process gave a name, whole or in part, for a process that a signal ends.
+
+    The signal may have come while one was on its way to a variable, or when it was half deleted.
+    """
+    for root, name in sorted(_invented):
+        delete.delete_by_name(Store(root), name, True, lambda _: None)
+        _invented.discard((root, name))
 
 
 def wait_for_child(pid: int, timeout: float | None, what: str) -> int:

@@ -180,13 +180,11 @@ def cgroup(scene: Scene) -> None:
     name = f"/kvmpy-demo-{os.getpid()}"
     try:
         group = open_cgroup(name)
+        scene.at_end(group.remove)
         group.create()
     except ContainerError as error:
         raise HostError(str(error)) from None
-    try:
-        seen = apart(partial(join_and_look, group.join_files()))
-    finally:
-        group.remove()
+    seen = apart(partial(join_and_look, group.join_files()))
     scene.saw(f"in the group {name}: before {seen['before']}, inside {seen['inside']}")
     scene.claim(
         "The group is called as it is outside, and / inside.", name in seen["before"] and seen["inside"] == ["/"]

@@ -6,7 +6,6 @@ Whatever a scene hands out is closed, and every file it made is gone, when it en
 from __future__ import annotations
 
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
 from kvmpy.accel.choose import open_accelerator
@@ -15,6 +14,7 @@ from kvmpy.accel.testbed import run_for
 from kvmpy.boot.image import plan_image
 from kvmpy.errors import DeadlineError
 from kvmpy.machine.machine import Machine
+from kvmpy.undisturbed import Undisturbed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Scene:
         self._chosen = accelerator
         self._accelerator: Accelerator | None = None
         self._folder: Path | None = None
-        self._stack = ExitStack()
+        self._stack = Undisturbed()
         self.failed: list[str] = []
         self.lacking: list[str] = []
 
@@ -76,6 +76,10 @@ class Scene:
         """Enter something that is closed when the scene ends."""
         return self._stack.enter_context(thing)
 
+    def at_end(self, undo: Callable[[], object]) -> None:
+        """Call something when the scene ends; said before what it undoes is done, it is never too late."""
+        self._stack.callback(undo)
+
     @property
     def accelerator(self) -> Accelerator:
         """Who executes guests, opened when it is first asked for."""
@@ -89,7 +93,8 @@ class Scene:
     def folder(self) -> Path:
         """A directory of the demo's own, gone when the scene ends."""
         if self._folder is None:
-            self._folder = Path(self.hold(tempfile.TemporaryDirectory(prefix="kvmpy-demo-")))
+            made = self._stack.enter_made(lambda: tempfile.TemporaryDirectory(prefix="kvmpy-demo-"))
+            self._folder = Path(made)
         return self._folder
 
     def guest(self, image: str, **options: Any) -> Machine:

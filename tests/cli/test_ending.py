@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from kvmpy.cli.ending import Ended, EndingSignals
+from kvmpy.undisturbed import Undisturbed
 
 SLEEP = shutil.which("sleep") or "/bin/sleep"
 
@@ -68,6 +71,56 @@ def test_only_the_first_signal_is_raised() -> None:
     with EndingSignals() as signals:
         assert signals.run(work) == "let go"
     assert signals.code == 128 + signal.SIGTERM
+
+
+def test_a_signal_when_the_work_is_done_is_not_raised() -> None:
+    with EndingSignals() as signals:
+        assert signals.run(lambda: 5) == 5
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signals.code == 128 + signal.SIGTERM
+
+
+def test_what_is_let_go_is_let_go_whole() -> None:
+    """The signal comes while the first of two things is let go."""
+    gone = []
+
+    def interrupted() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        gone.append("last")
+
+    def work() -> None:
+        with Undisturbed() as stack:
+            stack.callback(gone.append, "first")
+            stack.callback(interrupted)
+
+    with EndingSignals() as signals:
+        assert signals.run(work) is None
+    assert signals.code == 128 + signal.SIGINT
+    assert gone == ["last", "first"]
+
+
+def test_what_was_made_is_held() -> None:
+    gone = []
+
+    @contextlib.contextmanager
+    def thing() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            gone.append("thing")
+
+    def make() -> contextlib.AbstractContextManager[None]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return thing()
+
+    def work() -> None:
+        with Undisturbed() as stack:
+            stack.enter_made(make)
+            gone.append("not reached")
+
+    with EndingSignals() as signals:
+        assert signals.run(work) is None
+    assert gone == ["thing"]
 
 
 def test_handlers_are_as_before() -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from container.oci import IN_PYTHON, Bundle, Runtime
 
+from kvmpy.cli.ending import end_children
 from kvmpy.container import Container, Wish
+from kvmpy.container.api import delete_invented
 from kvmpy.container.process import children, pid_namespace
 from kvmpy.container.verbs.create import Extras
 from kvmpy.container.verbs.exec import execute
@@ -89,6 +91,45 @@ def test_what_an_exec_has_lost_does_not_hold_up_the_end(rootfs: Path, root: str)
         assert set(children()) == {box.pid, lost}
         assert pid_namespace(lost) == pid_namespace(box.pid) != pid_namespace(os.getpid())
     assert children() == []
+
+
+CUT_OFF = {
+    "a state that is still to be written": ("kvmpy.container.state.replace_file", "create"),
+    "one that waits for its limits": ("kvmpy.container.cgroup.base.Cgroup.pids", "create"),
+    "one that is on its way to a variable": ("kvmpy.container.api.Container.__init__", "create"),
+    "one that is half deleted": ("kvmpy.container.state.remove", "delete"),
+}
+
+
+@pytest.mark.parametrize(("place", "when"), CUT_OFF.values(), ids=CUT_OFF)
+def test_what_a_signal_cut_off_is_deleted(
+    rootfs: Path, root: str, place: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def work(patch: pytest.MonkeyPatch) -> None:
+        if when == "create":
+            patch.setattr(place, interrupted)
+        box = Container.from_wish(wish(rootfs), root=root)
+        box.start()
+        patch.setattr(place, interrupted)
+        box.delete()
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        work(patch)
+    delete_invented()
+    assert [name for name in os.listdir(root) if name.startswith("kvmpy-")] == []
+    end_children()
+    assert children() == []
+
+
+def test_only_what_this_process_named_is_deleted(rootfs: Path, root: str) -> None:
+    with Container.from_wish(wish(rootfs), "mine", root) as named, Container.from_wish(wish(rootfs), root=root) as box:
+        delete_invented()
+        assert named.status == "created"
+        with pytest.raises(ContainerError, match="does not exist"):
+            Container.find(box.name, root)
 
 
 def test_wait_has_its_time(rootfs: Path, root: str) -> None:

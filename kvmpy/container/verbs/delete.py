@@ -33,8 +33,9 @@ def delete(state: State, force: bool, warn: Callable[[str], None]) -> None:
     status = state.status()
     if status not in (STOPPED, CREATED) and not force:
         raise ContainerError(f"cannot delete container {state.name} that is not stopped: {status}")
-    if status == CREATING:
-        _end(state.data["creator"][0])
+    creator = state.data["creator"][0]
+    if status == CREATING and creator != posix.getpid():
+        _end(creator)
     cgroup = state.cgroup()
     try:
         process = state.open_process()
@@ -71,6 +72,18 @@ def _end(creator: int) -> None:
     posix.close(process)
 
 
+def delete_by_name(store: Store, name: str, force: bool, warn: Callable[[str], None]) -> None:
+    """Remove a container; with `force`, one that is not there is one that is gone."""
+    try:
+        state = store.find(name)
+    except ContainerError:
+        if not force:
+            raise
+        forget_remains(store, name)
+    else:
+        delete(state, force, warn)
+
+
 def forget_remains(store: Store, name: str) -> None:
     """Remove the directory of a container whose create was cut off before it had written a word."""
     check_name(name)
@@ -82,14 +95,6 @@ def forget_remains(store: Store, name: str) -> None:
 
 
 def main(call: Call) -> int:
-    """Run the verb; with --force a container that is not there is one that is gone."""
-    force = call.has("--force")
-    try:
-        state = call.find()
-    except ContainerError:
-        if not force:
-            raise
-        forget_remains(call.store, call.words[0])
-        return 0
-    delete(state, force, call.warn)
+    """Run the verb."""
+    delete_by_name(call.store, call.words[0], call.has("--force"), call.warn)
     return 0
