@@ -91,7 +91,13 @@ def in_child(look: Callable[[], Any]) -> tuple[bool, Any]:
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as answers:
-        text = answers.read()
-    os.waitpid(pid, 0)
+        try:
+            text = answers.read()
+        except BaseException:  # Ctrl-C
+            os.kill(pid, signal.SIGKILL)
+            answers.read()  # to its end, which comes when nobody is left who does something
+            raise
+        finally:
+            os.waitpid(pid, 0)
     good, value = json.loads(text) if text else (False, "the process was killed")
     return good, value
