@@ -336,15 +336,12 @@ def native(count: int) -> float:
     from kvmpy.asm import assemble
 
     text = "    push rbx\n" + program.LOOP.replace("COUNT", str(count)) + "    pop rbx\n    ret\n"
-    with mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as page:
-        page.write(assemble(text, bits=64).code)
-        place = ctypes.c_char.from_buffer(page)
-        function = ctypes.CFUNCTYPE(None)(ctypes.addressof(place))
-        start = time.perf_counter()
-        function()
-        passed = time.perf_counter() - start
-        del place, function
-    return passed
+    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    page.write(assemble(text, bits=64).code)
+    function = ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 def guest(subject: Virtual, count: int) -> float:

@@ -310,20 +310,23 @@ def converse(command: list[str], until: bytes, answer: bytes, limit: float) -> b
         assert process.stdin
         assert process.stdout
         fd = process.stdout.fileno()
-        while select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
-            data = os.read(fd, 4096)
-            output += data
-            if not data:
-                break
-            if until in output and answer:
-                process.stdin.write(answer)
-                process.stdin.flush()
-                answer = b""
         try:
+            while select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
+                data = os.read(fd, 4096)
+                output += data
+                if not data:
+                    break
+                if until in output and answer:
+                    process.stdin.write(answer)
+                    process.stdin.flush()
+                    answer = b""
             code = process.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             raise DeadlineError(f"{os.path.basename(command[0])} did not end within {limit:.0f} s") from None
+        except BaseException:
+            process.kill()
+            raise
     if code:
         raise HostError(f"{os.path.basename(command[0])}: code {code}")
     return bytes(output)
