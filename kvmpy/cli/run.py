@@ -147,38 +147,26 @@ def bundle_config(options: argparse.Namespace, tty: bool) -> Json:
 def run_process(options: argparse.Namespace) -> int:
     """Run a program with nothing around it but limits."""
     from kvmpy.compare.process import start_process
-    from kvmpy.container.foreground import ENDS, Terminal, wait
+    from kvmpy.container.foreground import PASSED_ON, SignalsWait, Terminal, wait
 
     def go(output: Output, stdout: int) -> Ending:
         tty = options.console == "tty"
         with Terminal() as terminal:
             master, slave = os.openpty() if tty else (-1, -1)
-            signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # until they are passed on: the program may be quicker
-            try:
+            with SignalsWait():  # the program may be quicker than we are
                 pid = start_process(
                     [options.what, *options.arguments],
                     memory=options.memory,
                     cpus=options.cpus,
                     stdout=max(stdout, 1),
                     terminal=slave,
-                    unblock=ENDS,
+                    unblock=PASSED_ON,
                 )
                 if tty:
                     os.close(slave)
                     terminal.show(master)
-                return wait(
-                    pid,
-                    terminal if tty else None,
-                    fatal=True,
-                    started=unblock,
-                    output=output,
-                    seconds=options.timeout,
-                )
-            finally:
-                unblock()
-
-    def unblock() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+                shown = terminal if tty else None
+                return wait(pid, shown, fatal=True, output=output, seconds=options.timeout)
 
     return report(options, go)
 

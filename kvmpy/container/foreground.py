@@ -82,8 +82,21 @@ class Terminal:
         self._theirs.close()
 
 
+class SignalsWait:
+    """While it is entered, signals that are to be passed on wait until `wait()` does so.
+
+    So none ends this process while it has made half of a container, or removed half of one.
+    """
+
+    def __enter__(self) -> None:
+        self._before = _signal.pthread_sigmask(_signal.SIG_BLOCK, PASSED_ON)
+
+    def __exit__(self, *_: object) -> None:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, self._before)
+
+
 class Signals:
-    """While it is entered, signals to this process go to the container's.
+    """While it is entered, signals to this process go to the container's; those that wait (SignalsWait) by `listen()`.
 
     The first process of a pid namespace does not die of a signal that it has no handler for (pid_namespaces(7)): Ctrl-C
     would do nothing. With `fatal`, one that asks for the end kills such a process, and `number` tells.
@@ -95,6 +108,7 @@ class Signals:
         self._fatal = fatal
         self._resize = resize
         self._before: list[tuple[int, object]] = []
+        self._mask: set[int] | None = None
         self.number = 0
 
     def __enter__(self) -> Self:
@@ -105,7 +119,13 @@ class Signals:
             self._before.append((_signal.SIGWINCH, _signal.signal(_signal.SIGWINCH, self._resized)))
         return self
 
+    def listen(self) -> None:
+        """Take what has come meanwhile, and what will."""
+        self._mask = _signal.pthread_sigmask(_signal.SIG_UNBLOCK, PASSED_ON)
+
     def __exit__(self, *_: object) -> None:
+        if self._mask is not None:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, self._mask)
         for number, handler in self._before:
             _signal.signal(number, handler if handler is not None else _signal.SIG_DFL)
 
@@ -160,8 +180,8 @@ def wait(
     """Pass signals, the terminal and its output on until a child has ended.
 
     `output` is where to read it, if it does not come from the terminal, and who gets it instead of standard output.
-    `started` is called when signals are passed on already: what it starts cannot miss one. After `seconds` the child is
-    killed.
+    `started` is called when no signal is lost any more: who hears of what it starts may send one. After `seconds` the
+    child is killed.
     """
     deadline = None if seconds is None else monotonic() + seconds
     pidfd = posix.pidfd_open(pid, 0)
@@ -169,6 +189,7 @@ def wait(
         with Signals(pid, pidfd, fatal, terminal.resize if terminal else None) as signals:
             if started:
                 started()
+            signals.listen()
             relay = Relay(pidfd, terminal, output)
             late = not relay.run(deadline)
             if late:

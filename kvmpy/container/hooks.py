@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal
 import posix
 
 from kvmpy.container import operations as ops
@@ -48,11 +49,16 @@ def _run_outside(hook: Json, text: bytes) -> None:
     try:
         done = subprocess.run(
             arguments, executable=hook["path"], env=environment, input=text, timeout=hook.get("timeout"), check=False,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=_hear_signals,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise ContainerError(f"took longer than {hook['timeout']} s") from None
     _demand_success(done.returncode, done.stderr[:COMPLAINT])
+
+
+def _hear_signals() -> None:
+    """In the child: the runtime may hold signals back just now (foreground.SignalsWait), its hook does not."""
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
 def _run_inside(hook: Json, text: bytes, pid: int, namespaces: list[str], process: Json | None) -> None:

@@ -15,6 +15,8 @@ import pexpect
 import pytest
 from console import DEADLINE, KVMPY, kvmpy, one_line
 
+from kvmpy.container.simple import Wish, configuration
+
 BUSYBOX = shutil.which("busybox")
 needs_container = pytest.mark.skipif(
     os.geteuid() != 0 or not BUSYBOX, reason="needs root, and busybox for a root directory"
@@ -232,3 +234,23 @@ def test_json_to_a_closed_pipe() -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=DEADLINE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (74, b"")
+
+
+@needs_container
+@pytest.mark.usefixtures("thing")  # for its root directory
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("kind", ["createRuntime", "poststart", "poststop"])
+def test_a_signal_while_a_container_is_made_or_removed_leaves_nothing(
+    kind: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    """A hook outside the container sends it, whose parent is the runtime."""
+    script = "exit 0" if kind == "poststop" else "while :; do :; done"
+    config = configuration(Wish(str(tmp_path / "root"), ["sh", "-c", script]))
+    hook = f"echo $PPID > {tmp_path}/pid; kill -{int(number)} $PPID"
+    config["hooks"] = {kind: [{"path": "/bin/sh", "args": ["sh", "-c", hook]}]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = kvmpy("run", "--as", "container", str(tmp_path))
+    pid = int((tmp_path / "pid").read_text())
+    assert done.returncode in ((130, -number) if kind == "poststop" else (128 + number,)), done.stderr
+    assert not Path(f"/run/kvmpy-oci/run-{pid}").exists()
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/run-{pid}"))

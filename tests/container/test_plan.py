@@ -585,6 +585,18 @@ def test_hooks_run_in_their_order_and_namespaces(bundle: Bundle, runtime: Runtim
     assert all(int(line[2]) > 100 and line[3] == "b" for line in lines)  # each got the state, and its environment
 
 
+def test_nobody_has_signals_blocked(bundle: Bundle, runtime: Runtime, tmp_path: Path) -> None:
+    """The runtime holds them back while it makes a container (proc(5), status, SigBlk)."""
+    log = tmp_path / "log"
+    log.touch()
+    bundle.config["mounts"].append(bind(log, str(log)))
+    kinds = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+    script = f"while read a b; do [ $a = SigBlk: ] && echo $b; done < /proc/self/status >> {log}; true"
+    bundle.config["hooks"] = {kind: [{"path": "/bin/sh", "args": ["sh", "-c", script]}] for kind in kinds}
+    assert int(runtime.output(bundle, "grep SigBlk /proc/self/status").split()[1], 16) == 0
+    assert [int(mask, 16) for mask in log.read_text().split()] == [0] * len(kinds)
+
+
 @pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer"])
 def test_a_failing_hook_leaves_nothing(bundle: Bundle, runtime: Runtime, tmp_path: Path, kind: str) -> None:
     """Test 27: and poststop hooks still run (runtime.md, Lifecycle)."""

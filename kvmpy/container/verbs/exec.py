@@ -8,7 +8,7 @@ from kvmpy.container import config as configuration
 from kvmpy.container import operations as ops
 from kvmpy.container import seccomp
 from kvmpy.container.config import PROCESS
-from kvmpy.container.foreground import Terminal, wait
+from kvmpy.container.foreground import SignalsWait, Terminal, wait
 from kvmpy.container.launch import Launch
 from kvmpy.container.plan import cgroup_plan
 from kvmpy.container.plan_process import console_size, label_plan, limits_plan, priority_plan, process_plan
@@ -159,10 +159,11 @@ def main(call: Call) -> int:
     console = connect_console(socket) if socket else terminal.console if terminal else -1
     extras = Extras(console=console, pid_file=call.value("--pid-file"), preserved=call.number("--preserve-fds"))
     try:
-        pid = execute(state, process, extras, call.store.root, call.has("--ignore-paused"))
-        if terminal:
-            terminal.receive()
-        return 0 if call.has("--detach") else wait(pid, terminal).code
+        with SignalsWait():
+            pid = execute(state, process, extras, call.store.root, call.has("--ignore-paused"))
+            if terminal:
+                terminal.receive()
+            return 0 if call.has("--detach") else wait(pid, terminal).code
     finally:
         if terminal:
             terminal.__exit__()

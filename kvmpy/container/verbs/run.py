@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posix
 
-from kvmpy.container.foreground import Ending, Terminal, wait
+from kvmpy.container.foreground import Ending, SignalsWait, Terminal, wait
 from kvmpy.container.verbs import create as creating
 from kvmpy.container.verbs.delete import delete
 from kvmpy.container.verbs.start import start
@@ -39,15 +39,16 @@ def run_in_foreground(
     if terminal:
         creation.extras.console = terminal.console
     try:
-        state = creation.run()
-        try:
-            if terminal:
-                terminal.receive()
-            pid = state.process()[0]
-            return wait(pid, terminal, fatal=fatal, started=lambda: start(state, warn), output=output, seconds=seconds)
-        finally:
-            if not keep:
-                delete(state, True, warn)
+        with SignalsWait():
+            state = creation.run()
+            try:
+                if terminal:
+                    terminal.receive()
+                pid, begin = state.process()[0], lambda: start(state, warn)
+                return wait(pid, terminal, fatal=fatal, started=begin, output=output, seconds=seconds)
+            finally:
+                if not keep:
+                    delete(state, True, warn)
     finally:
         if terminal:
             terminal.__exit__()
