@@ -22,6 +22,7 @@ from kvmpy.container.verbs.create import Creation, Extras, prepare
 from kvmpy.container.verbs.exec import execute
 from kvmpy.errors import ContainerError, DeadlineError
 from kvmpy.record import record
+from kvmpy.undisturbed import signals_later
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -190,10 +191,11 @@ class Container:
             return Finished(code, out.read(), err.read())
 
     def delete(self, force: bool = True) -> None:
-        """Remove it, and with `force` whatever still runs in it."""
+        """Remove it, and with `force` whatever still runs in it; Ctrl-C is heard when it is gone."""
         if self.status == STOPPED and self._code == NO_CODE:
             self._note_end()
-        delete.delete(self._state, force, self.warnings.append)
+        with signals_later():
+            delete.delete(self._state, force, self.warnings.append)
         _invented.discard((self._store.root, self.name))
 
     def _note_end(self) -> None:

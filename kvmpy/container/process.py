@@ -56,8 +56,11 @@ def pid_namespace(pid: int) -> str:
 def bury_inside(namespace: str) -> None:
     """Take note of the end of this process's children in a pid namespace whose first process was killed.
 
-    That one ends last, when all others are gone for good (pid_namespaces(7)); and what `exec` started is our child.
+    That one ends last, when all others are gone for good (pid_namespaces(7)); and what `exec` started is our child. In
+    the namespace that this process is in nobody waits for that, and its children are not the container's.
     """
+    if namespace in ("", pid_namespace(posix.getpid())):
+        return
     for child in children():
         if pid_namespace(child) == namespace:
             try:

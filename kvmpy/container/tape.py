@@ -134,14 +134,46 @@ class Descriptors:
         return Named(self.last, name.upper())
 
 
+class Memory(dict[object, int]):
+    """What the calls of a tape point to, and for each of their arguments the word that stands for it.
+
+    That is a number itself, as 64 bits, and the address of anything else.
+    """
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def __missing__(self, argument: Argument) -> int:
+        if isinstance(argument, int):
+            word = self[argument] = argument & WORD
+            return word
+        return self.put(argument)
+
+    def put(self, value: str | bytes | bytearray | Struct) -> int:
+        """Write bytes, or a text and its zero; return their address.
+
+        The same text, or the same Struct, is written once: nothing changes them. Bytes may be a buffer, and are new.
+        """
+        once = isinstance(value, (str, Struct))
+        if once and value in self:
+            return self[value]
+        content = _content(value)
+        data = self.data
+        data += bytes(-len(data) % 8)
+        at = ADDRESS + HEADER + len(data)
+        data += content
+        if once:
+            self[value] = at
+        return at
+
+
 class Tape:
     """System calls in order, with all the memory that they point to."""
 
     def __init__(self, fds: Descriptors) -> None:
         self.fds = fds
         self.calls: list[Call] = []
-        self._data = bytearray()
-        self._places: dict[str | Struct, int] = {}
+        self._memory = Memory()
         self.fork_at = -1  # the index of FORK, if there is one
         self._operation: Operation | None = None
 
@@ -161,7 +193,7 @@ class Tape:
         then: Label | None = None,
         nonzero: bool = False,
     ) -> None:
-        """Append one system call; text and bytes are passed by address.
+        """Append one system call; text and bytes are passed by address, what is left out is 0.
 
         `keep` is the number that the descriptor it returns gets. After an error of `accept` (two at most) the tape goes
         on at `otherwise`, after success at `then`; without a label, at the next call. `nonzero`: 0 is a failure.
@@ -175,21 +207,8 @@ class Tape:
         label.at = len(self.calls)
 
     def put(self, value: str | bytes | bytearray | Struct) -> int:
-        """Write bytes or a text and its zero into the tape's memory; return their address.
-
-        The same text, or the same Struct, is written once: nothing changes them. Bytes may be a buffer, and are new.
-        """
-        known = self._places.get(value) if isinstance(value, (str, Struct)) else None
-        if known:
-            return known
-        content = _content(value)
-        data = self._data
-        data += bytes(-len(data) % 8)
-        at = ADDRESS + HEADER + len(data)
-        data += content
-        if isinstance(value, (str, Struct)):
-            self._places[value] = at
-        return at
+        """Write into the tape's memory; return the address (Memory.put)."""
+        return self._memory.put(value)
 
     def put_strings(self, texts: Sequence[str]) -> int:
         """Write a null-terminated array of texts, as execve takes it; return its address."""
@@ -222,18 +241,16 @@ class Tape:
 
     def image(self) -> bytes:
         """Return the memory of the tape, to be mapped at ADDRESS."""
-        places, put, packed = self._places, self.put, []
+        word, packed = self._memory.__getitem__, []
         for call in self.calls:
-            values = [
-                arg & WORD if isinstance(arg, int) else places.get(arg) or put(arg)  # type: ignore[arg-type]
-                for arg in call.args
-            ]
             errno1, errno2 = (*call.accept, 0)[:2] if call.accept else (0, 0)
             otherwise = call.otherwise.at if call.otherwise else 0
             then = call.then.at if call.then else 0
             jumps = (errno1, errno2, call.nonzero, otherwise, then)
-            packed.append(CALL.pack(SYSTEM_CALLS[call.name], call.keep, *jumps, *values, *PADDING[len(values)]))
-        data = self._data + bytes(-len(self._data) % 8)
+            words = map(word, call.args)
+            packed.append(CALL.pack(SYSTEM_CALLS[call.name], call.keep, *jumps, *words, *PADDING[len(call.args)]))
+        data = self._memory.data
+        data += bytes(-len(data) % 8)
         header = pack("<QQQ", len(self.calls), ADDRESS + HEADER + len(data), self.fds.report)
         return header.ljust(HEADER, b"\0") + data + b"".join(packed)
 

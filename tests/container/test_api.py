@@ -14,7 +14,8 @@ from container.oci import IN_PYTHON, Bundle, Runtime
 
 from kvmpy.container import Container, Wish
 from kvmpy.container.api import delete_invented
-from kvmpy.container.process import children, pid_namespace
+from kvmpy.container.process import bury_inside, children, pid_namespace
+from kvmpy.container.simple import configuration
 from kvmpy.container.verbs.create import Extras
 from kvmpy.container.verbs.exec import execute
 from kvmpy.errors import ContainerError, DeadlineError
@@ -92,6 +93,27 @@ def test_what_an_exec_has_lost_does_not_hold_up_the_end(rootfs: Path, root: str)
         assert set(children()) == {*before, box.pid, lost}
         assert pid_namespace(lost) == pid_namespace(box.pid) != pid_namespace(os.getpid())
     assert children() == before
+
+
+def test_a_signal_while_it_is_deleted_is_heard_when_it_is_gone(rootfs: Path, root: str) -> None:
+    """A hook sends it, and has it when nothing is removed yet but the process."""
+    config = configuration(wish(rootfs))
+    config["hooks"] = {"poststop": [{"path": "/bin/sh", "args": ["sh", "-c", "kill -INT $PPID"]}]}
+    box = Container.from_config(config, root=root)
+    with pytest.raises(KeyboardInterrupt):
+        box.delete()
+    with pytest.raises(ContainerError, match="does not exist"):
+        Container.find(box.name, root)
+
+
+def test_children_that_are_not_in_the_container_are_left_to_who_made_them(rootfs: Path, root: str) -> None:
+    ours = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitid(os.P_PID, ours, os.WEXITED | os.WNOWAIT)
+    with Container.from_wish(wish(rootfs), root=root) as box:
+        bury_inside(pid_namespace(box.pid))
+        bury_inside(pid_namespace(os.getpid()))
+        bury_inside("")
+    assert os.waitpid(ours, 0) == (ours, 0)
 
 
 CUT_OFF = {

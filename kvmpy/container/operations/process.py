@@ -119,7 +119,7 @@ class NoNewPrivileges(Operation):
 
     def write(self, tape: Tape) -> None:
         """Append the calls."""
-        tape.call("prctl", k.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        tape.call("prctl", k.PR_SET_NO_NEW_PRIVS, 1)
 
 
 class Identity(Operation):
@@ -153,14 +153,14 @@ class Identity(Operation):
         tape.call("chdir", self.directory, accept=(k.EACCES,))
         for capability in range(LAST_CAPABILITY + 1):
             if not self.bounding >> capability & 1:
-                tape.call("prctl", k.PR_CAPBSET_DROP, capability, 0, 0, 0, accept=(k.EINVAL,))
-        tape.call("prctl", k.PR_SET_KEEPCAPS, 1, 0, 0, 0)
+                tape.call("prctl", k.PR_CAPBSET_DROP, capability, accept=(k.EINVAL,))
+        tape.call("prctl", k.PR_SET_KEEPCAPS, 1)
         groups = b"".join(group.to_bytes(4, "little") for group in self.groups)
         accept = (k.EPERM,) if self.keep_groups and not groups else ()
         tape.call("setgroups", len(self.groups), groups or 0, accept=accept)
         tape.call("setresgid", self.gid, self.gid, self.gid)
         tape.call("setresuid", self.uid, self.uid, self.uid)
-        tape.call("prctl", k.PR_SET_KEEPCAPS, 0, 0, 0, 0)
+        tape.call("prctl", k.PR_SET_KEEPCAPS, 0)
         tape.call("umask", self.umask)
         tape.call("chdir", self.directory)
         buffer = k.Named(tape.put(bytes(4096)), "cwd")
@@ -174,11 +174,11 @@ class Identity(Operation):
         high = [mask >> 32 for mask in sets]
         fields = dict(zip(("effective", "permitted", "inheritable", "e2", "p2", "i2"), low + high, strict=True))
         tape.call("capset", k.Struct("<II", version=CAPABILITY_VERSION, pid=0), k.Struct("<6I", **fields))
-        tape.call("prctl", k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, accept=(k.EINVAL,))
+        tape.call("prctl", k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_CLEAR_ALL, accept=(k.EINVAL,))
         ambient = self.ambient & self.permitted & self.inheritable  # the kernel lets no other be raised
         for capability in range(LAST_CAPABILITY + 1):
             if ambient >> capability & 1:
-                tape.call("prctl", k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_RAISE, capability, 0, 0)
+                tape.call("prctl", k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_RAISE, capability)
 
 
 class MakeDirectory(Operation):
