@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from container.oci import IN_PYTHON, Bundle, Runtime
+from interrupting import POLL, interrupted_in
 
 from kvmpy.container import Container, Wish
 from kvmpy.container.api import delete_invented
@@ -68,17 +69,8 @@ def test_an_interrupted_exec_leaves_no_process(rootfs: Path, root: str) -> None:
     before = children()
     with Container.from_wish(wish(rootfs), root=root) as box:
         box.start()
-
-        def interrupt() -> None:
-            while sys._current_frames()[threading.main_thread().ident].f_code.co_name != "wait_for_end":  # type: ignore[index]
-                pass
-            os.kill(os.getpid(), signal.SIGINT)
-
-        thread = threading.Thread(target=interrupt)
-        thread.start()
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted_in(POLL), pytest.raises(KeyboardInterrupt):
             box.exec(["sleep", "1000"], timeout=60)
-        thread.join()
         assert set(children()) == {*before, box.pid}
     assert children() == before
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 
 import pytest
+from interrupting import READ, interrupted_in
 
 from kvmpy.container.process import children
 from kvmpy.demos.host import in_child
@@ -31,12 +33,17 @@ def test_a_child_that_is_killed_is_told_of() -> None:
 def test_when_interrupted_nobody_does_anything_any_more() -> None:
     """A child and its own: the signal comes when both are there."""
     before = children()
-    parent = os.getpid()
+    reader, writer = os.pipe()
 
     def look() -> None:
-        os.kill(parent, signal.SIGINT)
+        os.write(writer, b"here")
         signal.pause()
 
-    with pytest.raises(KeyboardInterrupt):
+    def both_there() -> bool:
+        return bool(select.select([reader], [], [], 0)[0])
+
+    with interrupted_in(READ, both_there), pytest.raises(KeyboardInterrupt):
         in_child(lambda: in_child(look))
     assert children() == before
+    os.close(reader)
+    os.close(writer)
