@@ -100,6 +100,8 @@ class Signals:
 
     The first process of a pid namespace does not die of a signal that it has no handler for (pid_namespaces(7)): Ctrl-C
     would do nothing. With `fatal`, one that asks for the end kills such a process, and `number` tells.
+
+    `woken` can be read when one has come: the handler itself is not called before a poll(2) that was just beginning.
     """
 
     def __init__(self, pid: int, pidfd: int, fatal: bool, resize: Callable[[], None] | None) -> None:
@@ -112,6 +114,8 @@ class Signals:
         self.number = 0
 
     def __enter__(self) -> Self:
+        self.woken, self._wake = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
+        self._other_wake = _signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         for number in PASSED_ON:
             if _signal.getsignal(number) != _signal.SIG_IGN:
                 self._before.append((number, _signal.signal(number, self._caught)))
@@ -128,6 +132,9 @@ class Signals:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, self._mask)
         for number, handler in self._before:
             _signal.signal(number, handler if handler is not None else _signal.SIG_DFL)
+        _signal.set_wakeup_fd(self._other_wake)
+        posix.close(self.woken)
+        posix.close(self._wake)
 
     def _caught(self, number: int, _frame: object) -> None:
         if self._fatal and number in ENDS and not _has_handler(self._pid, number):
@@ -190,7 +197,7 @@ def wait(
             if started:
                 started()
             signals.listen()
-            relay = Relay(pidfd, terminal, output)
+            relay = Relay(pidfd, signals.woken, terminal, output)
             late = not relay.run(deadline)
             if late:
                 send_signal(pidfd, SIGKILL)
@@ -204,10 +211,11 @@ class Relay:
     """Hands on what comes from a program, and what is typed for it, until it has ended and all it said is handed on."""
 
     def __init__(
-        self, pidfd: int, terminal: Terminal | None, output: tuple[int, Callable[[bytes], None]] | None
+        self, pidfd: int, woken: int, terminal: Terminal | None, output: tuple[int, Callable[[bytes], None]] | None
     ) -> None:
         self._poller = poll()
         self._pidfd = pidfd
+        self._woken = woken
         self._master = terminal.master if terminal else -1
         self._sinks: dict[int, Callable[[bytes], None]] = {}
         if terminal:
@@ -215,7 +223,7 @@ class Relay:
             self._poller.register(0, POLLIN)
         elif output:
             self._sinks[output[0]] = output[1]
-        for fd in (pidfd, *self._sinks):
+        for fd in (pidfd, woken, *self._sinks):
             self._poller.register(fd, POLLIN)
 
     def run(self, deadline: float | None) -> bool:
@@ -225,6 +233,8 @@ class Relay:
             ready = {fd for fd, _ in self._poller.poll(left)}
             if not ready:
                 return False
+            if self._woken in ready:
+                posix.read(self._woken, PIECE)
             said = ready & self._sinks.keys()
             for fd in said:
                 self._hand_on(fd)
