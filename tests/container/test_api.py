@@ -142,6 +142,26 @@ def test_what_a_signal_cut_off_is_deleted(
         os.waitpid(child, 0)
 
 
+DELETE_WHAT_IS_BEING_MADE = """
+import sys
+from kvmpy.container.state import Store
+from kvmpy.container.verbs.delete import delete_by_name
+
+store = Store(sys.argv[1])
+print(store.new("x", "/", {}, "/", [], None).status())
+delete_by_name(store, "x", True, print)
+print("alive")
+"""
+
+
+def test_who_deletes_what_it_is_making_itself_lives_on(root: str) -> None:
+    """Another process that makes it is killed first."""
+    command = [sys.executable, "-c", DELETE_WHAT_IS_BEING_MADE, root]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr, done.returncode) == ("creating\nalive\n", "", 0)
+    assert os.listdir(root) == []
+
+
 def test_only_what_this_process_named_is_deleted(rootfs: Path, root: str) -> None:
     with Container.from_wish(wish(rootfs), "mine", root) as named, Container.from_wish(wish(rootfs), root=root) as box:
         delete_invented()
