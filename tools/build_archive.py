@@ -18,6 +18,7 @@ PYC_HEADER = MAGIC_NUMBER + bytes(12)  # flags, time and size, which nobody look
 PARTS = ("", "/container", "/container/cgroup", "/container/operations", "/container/verbs")
 OTHERS = ("archive.py", "api.py", "simple.py", "default_filter.py", "small_root.py")  # not of the runtime
 HOT_VERBS = ("create", "start", "delete", "kill", "state", "exec")  # what callers run for each container
+ALL = ("kvmpy.container.main", "kvmpy.container.command_line")  # what each verb goes through
 CGROUP = "v2" if os.path.exists("/sys/fs/cgroup/cgroup.controllers") else "v1"
 USUAL = dict.fromkeys(("create", "delete"), (f"kvmpy.container.cgroup.{CGROUP}",))  # imported while they run
 
@@ -63,9 +64,7 @@ def imports_of(root: str, verb: str) -> tuple[str, ...]:
 
     loader.exec_module = exec_module
     sys.path.insert(0, root)
-    for name in ("kvmpy.container.main", "kvmpy.container.command_line", f"kvmpy.container.verbs.{verb}"):
-        __import__(name)
-    for name in USUAL.get(verb, ()):
+    for name in (*ALL, f"kvmpy.container.verbs.{verb}", *USUAL.get(verb, ())):
         __import__(name)
     del sys.path[0]
     loader.exec_module = ordinary

@@ -38,11 +38,13 @@ def build_all(root: Path, target: Path, editable: bool) -> None:
     target.mkdir(parents=True, exist_ok=True)
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[:1]
     python = find_python()
-    for name, (source, options) in PROGRAMS.items():
-        command = [*compiler, *OPTIONS, *options, f'-DPYTHON="{python}"', "-o", str(target / name)]
-        subprocess.run([*command, str(sources / source)], check=True)
     arguments = [str(root), str(target), str(int(editable))]
     subprocess.run([python, "-I", "-S", "-B", "-X", "no_debug_ranges", ARCHIVER, *arguments], check=True)
+    magic = int.from_bytes((target / "main").read_bytes()[:4], "little")
+    chosen = [f'-DPYTHON="{python}"', f"-DMAGIC={magic:#x}"]
+    for name, (source, options) in PROGRAMS.items():
+        command = [*compiler, *OPTIONS, *options, *chosen, "-o", str(target / name), str(sources / source)]
+        subprocess.run(command, check=True)
 
 
 def find_python() -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from pathlib import Path
 
+from kvmpy.container.process import children
 from kvmpy.errors import KvmpyError
 
 TYPE_CHECKING = False
@@ -74,11 +74,8 @@ def end_children() -> None:
 
     One that was started in the very moment the signal came is known to nobody: its pid was on its way to a variable.
     """
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = status.read_bytes().rpartition(b")")[2].split()[1]  # proc(5): the name before it may hold anything
-            if int(parent) == os.getpid():
-                os.kill(int(status.parent.name), signal.SIGKILL)
+    for child in children():
+        os.kill(child, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
         while True:  # in any order: the first process of a PID namespace ends after all others in it were waited for
             os.waitpid(-1, 0)

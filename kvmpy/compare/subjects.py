@@ -274,7 +274,7 @@ def runtime_run(path: str, bundle: Path) -> None:
     try:
         run([*command, "run", "--bundle", str(bundle), name], prepare=prepare)
     except BaseException:  # it was killed, and has not tidied up
-        with suppress(HostError):
+        with suppress(KvmpyError):
             run([*command, "delete", "--force", name], prepare=prepare)
         raise
 
@@ -322,11 +322,9 @@ def converse(command: list[str], until: bytes, answer: bytes, limit: float) -> b
                     answer = b""
             code = process.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
-            process.kill()
             raise DeadlineError(f"{os.path.basename(command[0])} did not end within {limit:.0f} s") from None
-        except BaseException:
-            process.kill()
-            raise
+        finally:
+            process.kill()  # nothing, if it has ended
     if code:
         raise HostError(f"{os.path.basename(command[0])}: code {code}")
     return bytes(output)

@@ -13,6 +13,7 @@ import os
 import tempfile
 import uuid
 
+from kvmpy.container.foreground import SignalsWait
 from kvmpy.container.host import start_time
 from kvmpy.container.process import SIGKILL, exit_code, signal_number, wait_for_end
 from kvmpy.container.simple import Wish, configuration
@@ -22,7 +23,6 @@ from kvmpy.container.verbs.create import Creation, Extras, prepare
 from kvmpy.container.verbs.exec import execute
 from kvmpy.errors import ContainerError, DeadlineError
 from kvmpy.record import record
-from kvmpy.undisturbed import signals_later
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class Container:
         """Remove it, and with `force` whatever still runs in it; Ctrl-C is heard when it is gone."""
         if self.status == STOPPED and self._code == NO_CODE:
             self._note_end()
-        with signals_later():
+        with SignalsWait():
             delete.delete(self._state, force, self.warnings.append)
         _invented.discard((self._store.root, self.name))
 

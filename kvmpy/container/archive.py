@@ -96,7 +96,7 @@ class Archive:
 
 def start(modules: dict[str, Entry], verbs: dict[str, tuple[str, ...]]) -> None:
     """Run the command line, with what its verb imports already there."""
-    gc.disable()
+    gc.disable()  # the process lives for milliseconds
     root = __file__.removesuffix(f"/{PROGRAM}")
     archive = Archive(root, modules)
     sys.meta_path.insert(0, archive)

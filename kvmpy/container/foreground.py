@@ -83,9 +83,9 @@ class Terminal:
 
 
 class SignalsWait:
-    """While it is entered, signals that are to be passed on wait until `wait()` does so.
+    """While it is entered, signals to this process wait: until `wait()` passes them on, or until the end.
 
-    So none ends this process while it has made half of a container, or removed half of one.
+    So none comes while it has made half of a container, or removed half of one.
     """
 
     def __enter__(self) -> None:

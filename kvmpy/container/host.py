@@ -140,6 +140,11 @@ def absolute(path: str, base: str) -> str:
     return "/" + "/".join(parts)
 
 
+def process_fields(pid: int | str) -> list[bytes]:
+    """Return the fields of /proc/PID/stat from the third on (proc(5)); the name before them may hold anything."""
+    return read_file(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+
+
 def start_time(pid: int, ended: bool = False) -> int:
     """Return when a process started, in clock ticks since boot (proc(5), stat, field 22); 0 if it has ended.
 
@@ -147,7 +152,7 @@ def start_time(pid: int, ended: bool = False) -> int:
     waits for its parent to take note counts too.
     """
     try:
-        fields = read_file(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        fields = process_fields(pid)
     except OSError:
         return 0
     return 0 if fields[0] in b"ZX" and not ended else int(fields[19])

@@ -7,7 +7,6 @@ import sys
 
 def main() -> None:
     """Run the command line of this process, and end it."""
-    gc.disable()  # the process lives for milliseconds
     for fd in (0, 1, 2):  # what the caller has closed must not become something of ours that the container inherits
         try:
             posix.fstat(fd)
@@ -19,5 +18,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # the process lives for milliseconds
     sys.path.insert(0, __file__.removesuffix("/kvmpy/container/main.py"))
     main()

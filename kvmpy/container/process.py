@@ -5,7 +5,7 @@ from __future__ import annotations
 import _signal
 import posix
 
-from kvmpy.container.host import read_file, start_time
+from kvmpy.container.host import process_fields, start_time
 from kvmpy.errors import ContainerError
 
 SIGKILL, SIGPIPE, SIGXFSZ = 9, 13, 25
@@ -70,13 +70,15 @@ def bury_inside(namespace: str) -> None:
 
 
 def children() -> list[int]:
-    """Return this process's children, ended ones too (proc(5), children); none where the kernel does not tell."""
-    found: list[int] = []
-    for thread in posix.listdir("/proc/self/task"):
+    """Return this process's children, ended ones too."""
+    found = []
+    for name in filter(str.isdigit, posix.listdir("/proc")):
         try:
-            found += map(int, read_file(f"/proc/self/task/{thread}/children").split())
+            parent = int(process_fields(name)[1])
         except OSError:
-            pass
+            continue  # it has just gone
+        if parent == posix.getpid():
+            found.append(int(name))
     return found
 
 

@@ -110,7 +110,7 @@ def test_children_that_are_not_in_the_container_are_left_to_who_made_them(rootfs
 
 CUT_OFF = {
     "a state that is still to be written": ("kvmpy.container.state.replace_file", "create"),
-    "one that waits for its limits": ("kvmpy.container.cgroup.base.Cgroup.pids", "create"),
+    "one whose configuration is still to be kept": ("kvmpy.container.state.write_file", "create"),
     "one that is on its way to a variable": ("kvmpy.container.api.Container.__init__", "create"),
     "one that is half deleted": ("kvmpy.container.state.remove", "delete"),
 }

@@ -833,9 +833,13 @@ def test_an_edited_module_comes_from_its_file(tmp_path: Path, command: list[str]
     assert imported_from_files(container, *command) == {"host"}
 
 
-def test_without_an_archive_the_launcher_takes_the_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"another version of Python"])
+def test_an_archive_that_is_no_use_is_left_alone(tmp_path: Path, content: bytes | None) -> None:
     container = copied_runtime(tmp_path)
-    (container / "native/main").unlink()
+    program = container / "native/main"
+    program.unlink()
+    if content is not None:
+        program.write_bytes(content)
     assert {"host", "command_line", "state"} <= imported_from_files(container, *VERSION)
 
 

@@ -5,9 +5,9 @@
    Python's. */
 #include "tape.h"
 
-enum { SYS_read = 0, SYS_open = 2, SYS_fstat = 5, SYS_mmap = 9, SYS_access = 21, SYS_execve = 59, SYS_readlink = 89,
+enum { SYS_read = 0, SYS_open = 2, SYS_fstat = 5, SYS_mmap = 9, SYS_execve = 59, SYS_readlink = 89,
        SYS_geteuid = 107 };
-enum { O_RDONLY = 0, R_OK = 4, PROT_READ = 1, PROT_WRITE = 2, MAP_PRIVATE = 2, MAP_FIXED_NOREPLACE = 0x100000 };
+enum { O_RDONLY = 0, PROT_READ = 1, PROT_WRITE = 2, MAP_PRIVATE = 2, MAP_FIXED_NOREPLACE = 0x100000 };
 enum { LONGEST_PATH = 4096 };
 
 #ifndef PYTHON
@@ -122,6 +122,17 @@ static int play(char **arguments) {
     return run_tape(&error) == (long)THE_TAPE->count;
 }
 
+/* Whether a file is compiled for PYTHON: its first word says so (importlib.util.MAGIC_NUMBER). */
+static int compiled(const char *path) {
+    unsigned magic = 0;
+    long fd = system_call(SYS_open, (u64)path, O_RDONLY | O_CLOEXEC, 0, 0, 0, 0);
+    if (fd < 0)
+        return 0;
+    system_call(SYS_read, fd, (u64)&magic, sizeof magic, 0, 0, 0);
+    system_call(SYS_close, fd, 0, 0, 0, 0, 0);
+    return magic == MAGIC;
+}
+
 /* Start Python with what lies beside this program: the one that the program was compiled for, or else that of the
    environment it is installed in, with the source. */
 static void start_python(long count, char **arguments, char **environment) {
@@ -148,7 +159,7 @@ static void start_python(long count, char **arguments, char **environment) {
     for (long n = 1; n < count; n++)
         with[3 + n] = arguments[n];
     with[0] = PYTHON;
-    with[3] = system_call(SYS_access, (u64)program, R_OK, 0, 0, 0, 0) == 0 ? program : main;
+    with[3] = compiled(program) ? program : main;
     system_call(SYS_execve, (u64)PYTHON, (u64)with, (u64)environment, 0, 0, 0);
     with[0] = python;
     with[3] = main;
