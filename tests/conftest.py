@@ -25,9 +25,10 @@ EXIT_LIMIT = 10_000
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let children obey signals, find an accelerator and start quickly, wherever the tests were started.
+    """Let children obey signals, find an accelerator, start quickly and write as for a user, wherever tests are started.
 
-    With nohup(1) or in a shell's background signals are ignored. Without KVM the command line would say in each run
+    Where Python does not buffer (PYTHONUNBUFFERED) what cannot be written is seen at once, and not at the end. With
+    nohup(1) or in a shell's background signals are ignored. Without KVM the command line would say in each run
     that the software CPU runs the guest. Where Python keeps no compiled code, as in a fresh checkout whose environment
     forbids it, every start of the command line would compile all of it: 50 ms of 100, two thousand times.
     """
@@ -35,7 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(compiled.cleanup)
     os.chmod(compiled.name, 0o755)
     os.environ["PYTHONPYCACHEPREFIX"] = compiled.name
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"):
+        os.environ.pop(name, None)
     if not HAS_KVM:
         os.environ.setdefault("KVMPY_ACCEL", "soft")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

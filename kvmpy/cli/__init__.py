@@ -9,7 +9,7 @@ import os
 import sys
 
 from kvmpy.cli.exit_codes import ExitCode, exit_code_of
-from kvmpy.cli.streams import UNWRITABLE, complain, forget_stdout, open_standard_descriptors
+from kvmpy.cli.streams import UNWRITABLE, complain, forget_stdout, open_standard_descriptors, settle_stderr
 from kvmpy.errors import NO_PROCESS, KvmpyError
 
 TYPE_CHECKING = False
@@ -53,7 +53,13 @@ examples:
 def main(arguments: Sequence[str] | None = None, *, imported: Callable[[], object] = lambda: None) -> int:
     """Run the command line and return the process's exit code; `imported` is called when the command begins."""
     open_standard_descriptors()
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _main(sys.argv[1:] if arguments is None else list(arguments), imported)
+    finally:
+        settle_stderr()
+
+
+def _main(arguments: list[str], imported: Callable[[], object]) -> int:
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "help"):
         return _print(help_text(), ExitCode.OK if arguments else ExitCode.USAGE)
@@ -94,15 +100,13 @@ def _run(name: str, arguments: Sequence[str], imported: Callable[[], object]) ->
         code: int = command.run(options)
         sys.stdout.flush()
     except KvmpyError as error:
-        if getattr(options, "debug", False):
-            raise
+        _trace(options)
         complain(f"kvmpy: {error}")
         return exit_code_of(error)
     except OSError as error:
         if error.errno in UNWRITABLE:
             return _output_failed(error)
-        if getattr(options, "debug", False):
-            raise
+        _trace(options)
         return _host_failed(error)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
@@ -116,6 +120,14 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
     except SystemExit:
         sys.stdout.flush()
         raise
+
+
+def _trace(options: argparse.Namespace | None) -> None:
+    """With --debug, show where the error that is being handled came from; the exit code stays what it is."""
+    if getattr(options, "debug", False):
+        import traceback
+
+        complain(traceback.format_exc().rstrip("\n"))
 
 
 def _print(text: str, code: int = 0) -> int:

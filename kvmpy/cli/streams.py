@@ -41,6 +41,24 @@ def complain(text: str) -> None:
 
 def forget_stdout() -> None:
     """Keep the interpreter from complaining at exit that it cannot flush standard output."""
+    _forget(1)
+
+
+def settle_stderr() -> None:
+    """Write out what standard error still holds; where it takes nothing, forget it.
+
+    What could not be written stays in Python's buffer. The interpreter tries once more when it ends, and makes its own
+    exit code, 120, of the failure (Py_FinalizeEx): ours would be lost.
+    """
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        _forget(2)
+
+
+def _forget(fd: int) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
+    os.dup2(null, fd)
     os.close(null)

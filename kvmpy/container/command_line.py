@@ -98,7 +98,10 @@ class Call:
                 write_file(log, line + "\n", APPEND, 0o644)
             except OSError:
                 pass  # the caller's log is gone; standard error is left
-        write_all(2, f"{NAME}: {text}\n")
+        try:
+            write_all(2, f"{NAME}: {text}\n")
+        except OSError:
+            pass  # there is nobody to tell; the exit code stays what it is
 
 
 def write_all(fd: int, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -50,9 +51,28 @@ def test_standard_output_that_is_closed(what: str) -> None:
     assert "output" in one_line(done.stderr)
 
 
-@pytest.mark.parametrize("arguments", [["boot", "no-such.bin"], ["nonsense"], ["boot", "hello.bin", "--debug"]])
-def test_standard_error_that_is_full_or_closed_changes_no_code(arguments: list[str]) -> None:
-    wanted = kvmpy(*arguments).returncode
+CODES = {
+    "boot no-such.bin": 66,
+    "boot no-such.bin --debug": 66,
+    "boot hello.bin --debug": 0,
+    "boot hello.bin --mode long": 70,
+    "boot hello.bin --cpus none": 2,
+    "boot guest.bin --max-exits 3": 75,
+    "nonsense": 2,
+    "run --as process nothing": 127,
+    "run --as process sh -- -c 'echo x >&2; exit 9'": 9,
+    "container run no-such": 125,
+    "asm no-such.asm": 66,
+    "demo no-such": 2,
+}
+
+
+@pytest.mark.parametrize("command", CODES)
+def test_standard_error_that_is_full_or_closed_changes_no_code(command: str) -> None:
+    """The interpreter makes 120 of what it cannot write out when it ends."""
+    arguments = shlex.split(command)
+    wanted = CODES[command]
+    assert kvmpy(*arguments).returncode == wanted
     with open("/dev/full", "wb") as full:
         done = subprocess.run([*KVMPY, *arguments], stdout=subprocess.PIPE, stderr=full, timeout=DEADLINE)
     assert done.returncode == wanted
@@ -60,6 +80,14 @@ def test_standard_error_that_is_full_or_closed_changes_no_code(arguments: list[s
         ["sh", "-c", 'exec "$@" 2>&-', "sh", *KVMPY, *arguments], capture_output=True, timeout=DEADLINE
     )
     assert closed.returncode == wanted
+
+
+def test_debug_shows_where_an_error_came_from_and_changes_no_code() -> None:
+    done = kvmpy("boot", "no-such.bin", "--debug")
+    *trace, last = done.stderr.decode().splitlines()
+    assert done.returncode == 66
+    assert trace[0] == "Traceback (most recent call last):"
+    assert last == kvmpy("boot", "no-such.bin").stderr.decode().strip()
 
 
 @pytest.mark.parametrize("size", ["30G", "1T"])

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from console import DEADLINE
 from container.oci import IN_PYTHON, LAUNCHER, Bundle, Runtime
 
 import kvmpy
@@ -104,6 +105,16 @@ def adopted(pid_file: Path) -> Iterator[None]:
         pid = int(pid_file.read_text())
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize(("verb", "code"), [("state", 1), ("start", 1), ("delete", 1), ("exec", 255), ("nonsense", 1)])
+@pytest.mark.parametrize("stderr", ["> /dev/full", ">&-"])
+def test_standard_error_that_is_full_or_closed_changes_no_code(
+    runtime: Runtime, verb: str, code: int, stderr: str
+) -> None:
+    script = f'exec "$@" 2{stderr}'
+    command = ["sh", "-c", script, "sh", *runtime.command, "--root", str(runtime.root), verb, "nobody", "true"]
+    assert subprocess.run(command[: None if verb == "exec" else -1], timeout=DEADLINE).returncode == code
 
 
 # create, start, state, kill, delete
