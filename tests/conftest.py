@@ -10,7 +10,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
-from console import HAS_KVM
+from leftovers import host_state, left_since
+from peers import HAS_KVM, sums, why_not
 
 from kvmpy.accel.base import Accelerator
 from kvmpy.accel.exits import Exit, Hlt
@@ -25,7 +26,7 @@ EXIT_LIMIT = 10_000
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let children obey signals, find an accelerator, start quickly and write as for a user, wherever tests are started.
+    """Let children obey signals, find an accelerator, start quickly and write as for a user, wherever it is.
 
     Where Python does not buffer (PYTHONUNBUFFERED) what cannot be written is seen at once, and not at the end. With
     nohup(1) or in a shell's background signals are ignored. Without KVM the command line would say in each run
@@ -38,12 +39,27 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["PYTHONPYCACHEPREFIX"] = compiled.name
     for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"):
         os.environ.pop(name, None)
+    if config.option.verbose > 0:
+        config.option.reportchars += "s"
     if not HAS_KVM:
         os.environ.setdefault("KVMPY_ACCEL", "soft")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip with its reason what this machine cannot do."""
+    if why := why_not(item):
+        pytest.skip(why)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Tell what was skipped as a sum with its remedy; with -v pytest lists the single tests."""
+    if skipped := terminalreporter.stats.get("skipped"):
+        terminalreporter.section("skipped; with -v, one by one" if config.option.verbose <= 0 else "skipped")
+        terminalreporter.write_line("\n".join(sums(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)))
 
 
 def pytest_collection_finish() -> None:
@@ -70,6 +86,14 @@ def _needs(request: pytest.FixtureRequest) -> None:
         for name in marker.args:
             if not getattr(features, name):
                 pytest.skip(f"this host does not have the feature {name!r}: {features.explain(name)}")
+
+
+@pytest.fixture
+def unchanged_host() -> Iterator[None]:
+    """Nothing of kvmpy's is left afterwards that was not there before."""
+    before = host_state()
+    yield
+    assert left_since(before) == set()
 
 
 class Guests:

@@ -9,11 +9,7 @@ import sys
 import time
 from typing import Self
 
-import pytest
-
 DEADLINE = 30.0
-HAS_KVM = os.access("/dev/kvm", os.R_OK | os.W_OK)
-needs_kvm = pytest.mark.skipif(not HAS_KVM, reason="no usable /dev/kvm")
 KVMPY = (sys.executable, "-m", "kvmpy")
 NOBODY = 65534
 # An ordinary user, who may read what root has installed for itself.

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from console import HAS_KVM
+from peers import HAS_KVM, NO_KVM
 
 import kvmpy
 
@@ -133,7 +133,7 @@ def with_examples() -> list[str]:
 @pytest.mark.parametrize("module", with_examples())
 def test_the_examples_in_docstrings_are_true(module: str) -> None:
     if module.startswith("kvmpy.kvm.") and not HAS_KVM:
-        pytest.skip("no usable /dev/kvm")
+        pytest.skip(NO_KVM)
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted
     assert not result.failed

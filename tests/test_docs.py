@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pexpect
 import pytest
 from console import KVMPY
+from peers import require
 
 import kvmpy
 from kvmpy import cli, errors
@@ -88,8 +88,7 @@ def test_the_example_of_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 @pytest.fixture
 def qemu_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The commands of the page on QEMU, with its own translator: KVM is not for it on every host."""
-    if not shutil.which("qemu-system-x86_64"):
-        pytest.skip("qemu-system-x86_64 is not installed")
+    require("qemu-system-x86_64")
     text = (ROOT / "docs" / "qemu.md").read_text().replace(" \\\n", " ")
     commands = [line.strip() for line in text.splitlines() if line.startswith("    ")]
     (tmp_path / "kvmpy").symlink_to(ROOT / "kvmpy")

@@ -68,7 +68,7 @@ def _run_inside(hook: Json, text: bytes, pid: int, namespaces: list[str], proces
     plan: list[ops.Operation] = [ops.JoinProcess(namespaces, fds.container), ops.Fork([], 0)]
     if process:
         its = {**process, "args": [hook["path"], *arguments[1:]], "env": hook.get("env", [])}
-        plan += process_plan({**its, "terminal": False}, None, limits=False)
+        plan += process_plan({**its, "terminal": False}, None, limits=False, keep_groups="user" in namespaces)
     else:
         plan += [ops.CloseDirectories(), ops.TellReady(), ops.Execute([hook["path"]], arguments, hook.get("env", []))]
     state, said = posix.memfd_create("state", posix.MFD_CLOEXEC), posix.memfd_create("said", posix.MFD_CLOEXEC)

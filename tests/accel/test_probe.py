@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from console import needs_kvm
+from peers import needs_kvm
 from recorded_features import MISSING, kind_of_host
 
 from kvmpy.accel import probe

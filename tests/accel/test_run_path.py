@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
 
 import pytest
 from conftest import Guests
-from console import HAS_KVM
+from peers import needs_kvm
 
 from kvmpy.accel import packed
 from kvmpy.accel.base import Accelerator, Vcpu, Vm
@@ -289,15 +288,17 @@ def run_without_workers(*arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0 or not HAS_KVM, reason="needs KVM, and root to become another user")
+BECOMING = pytest.mark.root("to become another user")
 
 
-@needs_root
+@needs_kvm
+@BECOMING
 def test_a_worker_that_kvm_cannot_make_is_an_error_and_no_wake_up() -> None:
     assert "KvmError: KVM_RUN on vCPU 0: EAGAIN" in run_without_workers("vcpu")
 
 
-@needs_root
+@needs_kvm
+@BECOMING
 @pytest.mark.parametrize("irqchip", ["none", "kernel"])
 def test_a_machine_tells_of_it_at_once(irqchip: str) -> None:
     told = run_without_workers("machine", irqchip, "2")
@@ -306,6 +307,7 @@ def test_a_machine_tells_of_it_at_once(irqchip: str) -> None:
     assert "ulimit -u" in told
 
 
-@needs_root
+@needs_kvm
+@BECOMING
 def test_a_machine_that_gets_no_thread_says_so() -> None:
     assert "HostError: vCPU 0: the host gives no thread for it" in run_without_workers("machine", "none", "1")

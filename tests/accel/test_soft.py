@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from random import Random
 
 import pytest
-from console import needs_kvm
 from machines import loaded
+from peers import needs_kvm
 
 from kvmpy.accel.exits import (
     Exit,

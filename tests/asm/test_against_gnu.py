@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -14,9 +13,7 @@ from hypothesis import strategies as st
 
 from kvmpy.asm import assemble, disassemble
 
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("as") and shutil.which("objcopy") and shutil.which("nm")), reason="needs binutils"
-)
+pytestmark = pytest.mark.calls("as", "objcopy", "nm")
 
 SIZES = {8: "byte", 16: "word", 32: "dword", 64: "qword"}
 LEGACY = {

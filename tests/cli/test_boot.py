@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from console import DEADLINE, HAS_KVM, kvmpy, needs_kvm, one_line
+from console import DEADLINE, kvmpy, one_line
+from peers import HAS_KVM, needs_kvm
 
 IRQCHIP = ("--irqchip", "none")  # a VM without chips is gone sooner
 
@@ -215,7 +216,7 @@ def in_namespace(script: str, **options: object) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, timeout=DEADLINE, stdin=subprocess.DEVNULL, **options)  # type: ignore[call-overload,no-any-return]
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+needs_root = pytest.mark.root("mounting")
 KVM_DEVICE = os.stat("/dev/kvm").st_rdev if os.path.exists("/dev/kvm") else 0
 BOOT_HELLO = f"{sys.executable} -m kvmpy boot hello.bin"
 

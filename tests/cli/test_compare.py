@@ -10,14 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from console import AS_NOBODY, HAS_KVM, kvmpy, one_line
+from console import AS_NOBODY, kvmpy, one_line
+from peers import HAS_KVM
 
 from kvmpy.cli.compare import show, write_page
 from kvmpy.compare.figures import Answer, Figure, Question, Report
 from kvmpy.compare.report import GROUPS
 from kvmpy.errors import HostError
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+needs_root = pytest.mark.root("limits, and runtimes of others")
 OURS = ["process", "container", "vm", "software CPU"]
 LONG = 150.0
 
@@ -85,10 +86,9 @@ def truths(report: dict[str, object]) -> None:
     assert "kvmpy" in found["which kernel it runs on"]["software CPU"]["words"]
 
 
+@pytest.mark.root("to become another user")
 def test_without_root_without_kvm_and_without_others(tmp_path: Path) -> None:
     """An ordinary user on a machine that has nothing: one line for each thing that is missing, and all the rest."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to become another user")
     tmp_path.chmod(0o777)
     for folder in tmp_path.parents[:2]:
         folder.chmod(0o755)

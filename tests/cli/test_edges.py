@@ -122,7 +122,7 @@ def test_few_descriptors(tmp_path: Path) -> None:
     assert "ulimit -n" in one_line(done.stderr)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user, whose processes can be counted, needs root")
+@pytest.mark.root("to become another user, whose processes can be counted")
 @pytest.mark.parametrize(
     "command",
     [

@@ -52,7 +52,7 @@ print("over")
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root")
+@pytest.mark.root("a PID namespace")
 def test_children_that_wait_for_each_other_are_ended() -> None:
     """The first process of a PID namespace does not end before all in it were waited for (pid_namespaces(7))."""
     for _ in range(10):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from console import DEADLINE, KVMPY, kvmpy, needs_kvm, one_line
+from console import DEADLINE, KVMPY, kvmpy, one_line
+from peers import needs_kvm, require
 
 import kvmpy as package
 from kvmpy.accel.probe import PROBES
@@ -132,10 +131,9 @@ def test_disasm_options(tmp_path: Path) -> None:
     assert done.stdout.split() == [b"00001002", b"48ffc0", b"inc", b"rax"]
 
 
+@pytest.mark.calls("ndisasm")
 def test_disasm_agrees_with_ndisasm() -> None:
     """nasm's disassembler, as a second opinion on the bundled hello.bin: the same instruction boundaries."""
-    if not shutil.which("ndisasm"):
-        pytest.skip("ndisasm is not installed")
     from kvmpy.boot.image import bundled_guests
 
     theirs = subprocess.run(
@@ -159,8 +157,7 @@ def test_completion_scripts_are_valid(shell: str, tmp_path: Path) -> None:
     assert done.returncode == 0
     for name in COMMANDS:
         assert name.encode() in done.stdout
-    if not shutil.which(shell):
-        pytest.skip(f"{shell} is not installed: only the names were looked for")
+    require(shell)
     script = tmp_path / "script"
     script.write_bytes(done.stdout)
     assert subprocess.run([shell, "-n", str(script)], capture_output=True, check=False).returncode == 0
@@ -201,7 +198,7 @@ def test_bash_completes(words: list[str], wanted: set[str], tmp_path: Path) -> N
     assert set(done.stdout.split()) == wanted
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="hiding /dev/kvm needs root")
+@pytest.mark.root("hiding /dev/kvm")
 def test_info_without_kvm_says_why_and_what_it_would_add() -> None:
     hide = Path(__file__).parents[2] / "tools" / "without_kvm.sh"
     done = subprocess.run([hide, *KVMPY, "info"], capture_output=True, timeout=DEADLINE, text=True)

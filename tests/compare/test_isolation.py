@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -13,13 +12,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from console import needs_kvm
+from peers import needs_kvm
 
 from kvmpy.compare import isolation
 from kvmpy.compare.subjects import Contained, Process, Subject, Virtual
 from kvmpy.errors import HostError
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+needs_root = pytest.mark.root("control groups, and a container of others' ids")
 machines = pytest.mark.parametrize("accelerator", [pytest.param("kvm", marks=needs_kvm), "soft"])
 
 
@@ -66,7 +65,7 @@ def test_a_container_sees_its_own_and_reaches_nothing(container: Contained, tmp_
 
 
 @needs_root
-@pytest.mark.skipif(not shutil.which("runc"), reason="needs runc")
+@pytest.mark.calls("runc")
 def test_another_runtimes_container_sees_the_same(container: Contained, tmp_path: Path) -> None:
     """The same program in the same root, by runc."""
     from kvmpy.compare.subjects import older

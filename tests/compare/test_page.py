@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,8 +12,8 @@ import pytest
 from kvmpy.compare.figures import Answer, Figure, Question, Report
 from kvmpy.compare.page import Scale, in_short, page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
+CHROMIUM = "chromium"
+needs_browser = pytest.mark.calls(CHROMIUM)
 NASTY = "<script>alert('&\"')</script>"
 VOID = {"meta", "link", "br"}
 PHONE, WIDE = 360, 1200

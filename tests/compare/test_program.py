@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -49,13 +48,13 @@ def test_wait_waits(tmp_path: Path) -> None:
         os.waitpid(pid, 0)
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+@pytest.mark.calls("strace")
 def test_calls_makes_as_many_system_calls_as_it_should(tmp_path: Path) -> None:
     done = subprocess.run(["strace", program.write(tmp_path, "calls", 37)], capture_output=True, text=True, check=True)
     assert done.stderr.count("getppid()") == 37
 
 
-@pytest.mark.skipif(not shutil.which("readelf"), reason="needs readelf")
+@pytest.mark.calls("readelf")
 def test_the_executable_is_as_binutils_has_it(tmp_path: Path) -> None:
     shown = subprocess.run(
         ["readelf", "-hlW", program.write(tmp_path, "true")], capture_output=True, text=True, check=True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,7 @@ def test_an_interrupted_conversation_leaves_nobody() -> None:
     assert children() == before
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("busybox"), reason="needs root and busybox")
+@pytest.mark.root("kvmpy-oci's bundle")
 def test_an_interrupted_runtime_leaves_no_container(tmp_path: Path) -> None:
     subject = Contained(tmp_path)
     assert not subject.missing

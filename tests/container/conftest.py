@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import shutil
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +15,8 @@ from pathlib import Path
 import pytest
 
 pytest.register_assert_rewrite("container.oci")
+from console import DEADLINE
 from container.oci import IN_PYTHON, Bundle, Runtime
-
-from kvmpy.container.cgroup import find_hierarchies
-from kvmpy.container.state import default_root
 
 BUSYBOX = shutil.which("busybox")
 PROGRAMS = (
@@ -25,51 +26,32 @@ PROGRAMS = (
 NOBODY = 65534
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip with a reason what this machine cannot do."""
-    for item in items:
-        if "rootfs" in getattr(item, "fixturenames", ()):
-            if os.geteuid() != 0:
-                item.add_marker(pytest.mark.skip(reason="containers of these tests need root"))
-            elif not BUSYBOX:
-                item.add_marker(pytest.mark.skip(reason="no busybox; install busybox-static"))
-
-
-def host_state() -> dict[str, list[str]]:
-    """Return what a container must not change: mounts, control groups, interfaces, kept containers."""
-    groups: list[str] = []
-    for hierarchy in find_hierarchies():
-        groups += (str(path) for path in Path(hierarchy.mounted).glob("**/") if "process_api" not in str(path))
-    root = Path(default_root())
-    return {
-        "mounts": [line.split(" ", 2)[2] for line in Path("/proc/self/mountinfo").read_text().splitlines()],
-        "groups": sorted(groups),
-        "interfaces": sorted(os.listdir("/sys/class/net")),
-        "containers": sorted(name for name in os.listdir(root) if name[0] != ".") if root.exists() else [],
-    }
-
-
-@pytest.fixture
-def unchanged_host() -> Iterator[None]:
-    """The host is afterwards what it was before; containers of other tests run beside, so it is asked for by name."""
-    before = host_state()
-    yield
-    after = host_state()
-    assert {kind: sorted(set(after[kind]) ^ set(before[kind])) for kind in before} == {kind: [] for kind in before}
+@functools.cache
+def host_programs() -> list[str]:
+    """Return the host's own programs, as far as it has them, and the libraries that they load."""
+    programs = [path for name in PROGRAMS if (path := shutil.which(name, path="/usr/bin:/bin:/usr/sbin:/sbin"))]
+    listed = subprocess.run(["ldd", *programs], capture_output=True, text=True, timeout=DEADLINE, check=True).stdout
+    return programs + sorted(set(re.findall(r"(/\S+) \(0x", listed)))
 
 
 def make_rootfs(directory: Path) -> Path:
-    """Fill a directory with busybox, and what a system has in /etc."""
-    assert BUSYBOX
+    """Fill a directory with busybox, or the programs that the host has, and what a system has in /etc."""
     for name in ("bin", "etc", "tmp", "root", "home/ann"):
         (directory / name).mkdir(parents=True)
-    shutil.copy(BUSYBOX, directory / "bin/busybox")
-    for name in PROGRAMS:
-        (directory / "bin" / name).symlink_to("busybox")
+    if BUSYBOX:
+        shutil.copy(BUSYBOX, directory / "bin/busybox")
+        for name in PROGRAMS:
+            (directory / "bin" / name).symlink_to("busybox")
+    else:
+        for path in host_programs():
+            target = directory / ("bin" if os.path.basename(path) in PROGRAMS else os.path.dirname(path)[1:])
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
     (directory / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nann:x:1000:1001:Ann:/home/ann:/bin/sh\n")
     (directory / "etc/group").write_text("root:x:0:\nann:x:1001:\nstaff:x:50:ann\n")
     (directory / "tmp").chmod(0o1777)
-    os.chown(directory / "home/ann", 1000, 1001)
+    if os.geteuid() == 0:
+        os.chown(directory / "home/ann", 1000, 1001)
     return directory
 
 

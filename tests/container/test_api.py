@@ -46,6 +46,7 @@ def test_a_life(rootfs: Path, root: str) -> None:
         Container.find(box.name, root)
 
 
+@pytest.mark.root("the ids of others")
 def test_exec_captures_what_is_written(rootfs: Path, root: str) -> None:
     with Container.from_wish(wish(rootfs), root=root) as box:
         box.start()
@@ -57,6 +58,7 @@ def test_exec_captures_what_is_written(rootfs: Path, root: str) -> None:
         assert len(big.stdout) == 300000
 
 
+@pytest.mark.root("control groups")
 def test_exec_has_its_time(rootfs: Path, root: str) -> None:
     with Container.from_wish(wish(rootfs), root=root) as box:
         box.start()
@@ -186,6 +188,7 @@ def test_exec_of_what_is_not_there(rootfs: Path, root: str) -> None:
             box.exec(["nothing"])
 
 
+@pytest.mark.root("control groups")
 def test_limits_pause_and_statistics(rootfs: Path, root: str) -> None:
     with Container.from_wish(wish(rootfs, memory=32 << 20), root=root) as box:
         box.start()
@@ -200,6 +203,7 @@ def test_limits_pause_and_statistics(rootfs: Path, root: str) -> None:
         assert box.exec(["true"]).code == 0
 
 
+@pytest.mark.root("control groups")
 def test_events(rootfs: Path, root: str) -> None:
     with Container.from_wish(wish(rootfs), root=root) as box:
         box.start()

@@ -102,6 +102,7 @@ def test_bytes_that_are_no_text(bundle: Bundle, runtime: Runtime) -> None:
     assert "is no JSON: 'utf-8' codec" in runtime.error("create", "-b", bundle.directory, "x")
 
 
+@pytest.mark.root("control groups")
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [

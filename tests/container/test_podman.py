@@ -31,7 +31,8 @@ default_ulimits = ["nofile=1024:4096", "nproc=4096:8192"]
 """  # a container may ask for no more than this test has
 
 pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0 or not PODMAN, reason="needs root, and podman (install podman, conmon)"),
+    pytest.mark.root("podman's storage and network of its own"),
+    pytest.mark.calls("podman", "runc"),
     pytest.mark.usefixtures("unchanged_host"),
 ]
 

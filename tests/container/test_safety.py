@@ -22,8 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from container.conftest import host_state
 from container.oci import IN_PYTHON, LAUNCHER, Bundle, Runtime
+from leftovers import host_state, left_since
+from peers import require
 
 from kvmpy.container.host import start_time
 from kvmpy.container.launch import NATIVE
@@ -32,8 +33,6 @@ from kvmpy.container.verbs.create import Extras, create, prepare
 from kvmpy.container.verbs.delete import delete
 from kvmpy.container.verbs.start import start
 from kvmpy.errors import ContainerError
-
-GCC = shutil.which("gcc")
 
 
 @contextlib.contextmanager
@@ -51,11 +50,10 @@ F_GET_SEALS = 1034
 
 def compiled(bundle: Bundle, name: str, source: str) -> str:
     """Compile a static program into the container's /bin."""
-    if not GCC:
-        pytest.skip("no gcc")
+    require("gcc")
     path = bundle.directory / f"{name}.c"
     path.write_text(source)
-    subprocess.run([GCC, "-w", "-static", "-o", str(bundle.rootfs / "bin" / name), str(path)], check=True)
+    subprocess.run(["gcc", "-w", "-static", "-o", str(bundle.rootfs / "bin" / name), str(path)], check=True)
     return name
 
 
@@ -94,7 +92,7 @@ def test_01_cve_2019_5736_the_stage_cannot_be_written(bundle: Bundle, runtime: R
         assert fcntl.fcntl(stage, F_GET_SEALS) == 0xF  # seal, shrink, grow, write
     done = runtime("exec", created, "sh", "-c", "echo x > /proc/1/exe; echo y >> /proc/1/exe; ls -l /proc/1/exe")
     assert "memfd:stage" in done.stdout
-    assert done.stderr.count("can't create /proc/1/exe: Text file busy") == 2
+    assert done.stderr.count("create /proc/1/exe: Text file busy") == 2
     assert hashes() == before
 
 
@@ -127,10 +125,10 @@ def test_02_cve_2024_21626_a_leaked_directory_in_exec(
 
 def test_03_a_leaked_descriptor_is_absent(bundle: Bundle, runtime: Runtime) -> None:
     leaky = Runtime(("bash", "-c", 'exec 7< / 42< /etc/passwd; exec "$@"', "sh", *runtime.command), runtime.root)
-    bundle.sh("ls /proc/self/fd; cat <&42")
+    bundle.sh("ls /proc/self/fd; cat /proc/self/fd/42")
     done = leaky.run(bundle)
     assert done.stdout.split() == ["0", "1", "2", "3"]  # 3 is ls's own
-    assert "Bad file descriptor" in done.stderr
+    assert "/proc/self/fd/42': No such file" in done.stderr or "/proc/self/fd/42: No such file" in done.stderr
 
 
 # 4-8: CVE-2019-19921, CVE-2023-27561, CVE-2024-45310
@@ -150,6 +148,7 @@ def test_04_to_06_cve_2019_19921_a_link_where_a_directory_must_be(
     assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.root("making devices")
 @pytest.mark.parametrize("evil", ["link", "file", "device"])
 def test_07_cve_2025_31133_dev_null_is_something_else(
     bundle: Bundle, runtime: Runtime, tmp_path: Path, evil: str
@@ -233,22 +232,20 @@ def test_09_cve_2021_30465_links_that_change_meanwhile(bundle: Bundle, tmp_path:
 def test_10_a_masked_file_is_empty_and_stays(bundle: Bundle, runtime: Runtime) -> None:
     (bundle.rootfs / "secret").write_text("secret")
     bundle.linux["maskedPaths"].append("/secret")
-    bundle.sh("wc -c < /secret; rm /secret; umount /secret; echo x > /secret; wc -c < /secret")
+    bundle.sh("wc -c < /secret; rm /secret; umount /secret && echo gone; echo x > /secret; wc -c < /secret")
     done = runtime.run(bundle)
     assert done.stdout.split() == ["0", "0"]
-    assert "rm: can't remove '/secret': Device or resource busy" in done.stderr
-    assert "umount: can't unmount /secret: Operation not permitted" in done.stderr
+    assert "remove '/secret': Device or resource busy" in done.stderr
 
 
 def test_11_a_masked_directory_is_empty_and_read_only(bundle: Bundle, runtime: Runtime) -> None:
     (bundle.rootfs / "secrets").mkdir()
     (bundle.rootfs / "secrets/one").touch()
     bundle.linux["maskedPaths"].append("/secrets")
-    bundle.sh("ls /secrets | wc -l; touch /secrets/x; umount /secrets; ls /sys/firmware | wc -l")
+    bundle.sh("ls /secrets | wc -l; touch /secrets/x; umount /secrets && echo gone; ls /sys/firmware | wc -l")
     done = runtime.run(bundle)
     assert done.stdout.split() == ["0", "0"]
     assert "Read-only file system" in done.stderr
-    assert "Operation not permitted" in done.stderr
 
 
 def test_12_the_kernels_switches_cannot_be_written(bundle: Bundle, runtime: Runtime) -> None:
@@ -272,6 +269,7 @@ def test_13_cve_2022_29162_nothing_is_inherited(bundle: Bundle, runtime: Runtime
     assert seen.split() == ["CapInh:", "0" * 16]
 
 
+@pytest.mark.root("the ids of others")
 @pytest.mark.parametrize(("forbidden", "expected"), [(True, "1000"), (False, "0")])
 def test_14_a_setuid_program_gains_nothing(bundle: Bundle, runtime: Runtime, forbidden: bool, expected: str) -> None:
     compiled(bundle, "who", '#include <stdio.h>\n#include <unistd.h>\nint main() { printf("%d\\n", geteuid()); }')
@@ -400,13 +398,15 @@ def test_17_the_host_is_the_same_after_a_kill_at_every_operation(bundle: Bundle,
     before = host_state()
     for number in range(ready + 1):
         killed_while_creating(KILLED_BY_ITSELF, bundle, runtime, f"kill-{number}", str(number))
-        assert host_state() == before, names[number]
+        assert left_since(before) == set(), names[number]
     assert list(runtime.root.iterdir()) == []
 
 
 @pytest.mark.usefixtures("no_stage_left")
 @pytest.mark.parametrize("step", STEPS)
 def test_17_the_host_is_the_same_after_a_kill_at_every_step(bundle: Bundle, runtime: Runtime, step: str) -> None:
+    if step.startswith("Cgroup") and os.geteuid() != 0:
+        pytest.skip("needs root: control groups")
     if step.startswith("Cgroup") and not Path("/sys/fs/cgroup/memory").exists():
         pytest.skip("this host has no control groups of version 1")
     killed_while_creating(KILLED_IN_A_STEP, bundle, runtime, "kill-step", step)
@@ -469,6 +469,7 @@ def test_18_nobody_types_into_the_hosts_terminal(bundle: Bundle, runtime: Runtim
     assert done.stdout.split() == ["-1", "-1"]
 
 
+@pytest.mark.root("making devices")
 def test_19_a_made_device_cannot_be_opened(bundle: Bundle, runtime: Runtime) -> None:
     disk = next((path for path in Path("/sys/class/block").iterdir()), None)
     if disk is None or not Path("/sys/fs/cgroup/devices").exists():
@@ -480,6 +481,7 @@ def test_19_a_made_device_cannot_be_opened(bundle: Bundle, runtime: Runtime) -> 
     assert "Operation not permitted" in done.stderr
 
 
+@pytest.mark.root("the ids of others")
 def test_20_groups_cannot_be_dropped_without_privilege(bundle: Bundle, runtime: Runtime) -> None:
     """CVE-2014-8989: who is kept out as a member of a group must not leave it in a user namespace of one id."""
     bundle.linux["namespaces"].append({"type": "user"})
@@ -544,6 +546,7 @@ def test_21_a_name_is_no_path(bundle: Bundle, runtime: Runtime, name: str) -> No
         assert runtime.error(*verb, "--", name).startswith("invalid id format: ")
 
 
+@pytest.mark.root("control groups")
 def test_24_a_group_that_climbs_out_and_a_fork_bomb(bundle: Bundle, runtime: Runtime) -> None:
     bundle.linux["cgroupsPath"] = "/../../x"
     assert "leads upwards" in runtime.error("create", "-b", bundle.save(), "x")
@@ -551,10 +554,11 @@ def test_24_a_group_that_climbs_out_and_a_fork_bomb(bundle: Bundle, runtime: Run
     bundle.linux["resources"]["pids"] = {"limit": 20}
     bundle.sh("i=0; while [ $i -lt 50 ]; do sleep 1000 & i=$((i+1)); echo $i; done")
     done = runtime.run(bundle)
-    assert "can't fork: Resource temporarily unavailable" in done.stderr
+    assert "fork" in done.stderr
     assert done.stdout.split()[-1] == "19"  # the shell is the twentieth
 
 
+@pytest.mark.root("control groups")
 @pytest.mark.parametrize("path", ["/", "//", ".", "./", "/."])
 def test_24_the_hosts_own_group_is_refused(bundle: Bundle, runtime: Runtime, path: str) -> None:
     """All that is in a container's group is killed with it."""
@@ -562,6 +566,7 @@ def test_24_the_hosts_own_group_is_refused(bundle: Bundle, runtime: Runtime, pat
     assert runtime.error("create", "-b", bundle.save(), "x").endswith("is the host's own group; name one below it")
 
 
+@pytest.mark.root("control groups")
 def test_24_a_group_of_others_is_refused(bundle: Bundle, runtime: Runtime) -> None:
     from kvmpy.container.cgroup import open_cgroup
 
@@ -585,6 +590,7 @@ def test_24_a_group_of_others_is_refused(bundle: Bundle, runtime: Runtime) -> No
             group.remove()
 
 
+@pytest.mark.root("control groups")
 def test_25_delete_kills_every_process(bundle: Bundle, runtime: Runtime, created: str) -> None:
     """Also without a pid namespace, and those that have left the session."""
     bundle.linux["namespaces"] = [n for n in bundle.linux["namespaces"] if n["type"] != "pid"]
@@ -624,9 +630,10 @@ def test_27_a_failing_hook_leaves_nothing(bundle: Bundle, runtime: Runtime, crea
         assert runtime.error("create", "-b", bundle.save(), created).startswith(
             f"hooks.{kind}[0]: /bin/false: exit sta"
         )
-    assert host_state() == before
+    assert left_since(before) == set()
 
 
+@pytest.mark.root("control groups")
 def test_28_paused(bundle: Bundle, runtime: Runtime, created: str) -> None:
     bundle.process["args"] = ["sleep", "1000"]
     assert runtime("run", "--detach", "-b", bundle.save(), created).returncode == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from console import needs_kvm
+from peers import needs_kvm
 
 
 @pytest.fixture(params=[pytest.param("kvm", marks=needs_kvm), "soft"])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 import pytest
-from console import KVMPY, Console, kvmpy, needs_kvm
+from console import KVMPY, Console, kvmpy
+from peers import needs_kvm, require
 
 from kvmpy.boot.image import bundled_guests
 
@@ -42,8 +42,7 @@ def boot_output(*command: str) -> str:
 
 @pytest.fixture(scope="module")
 def qemu_command() -> tuple[str, ...]:
-    if not shutil.which(QEMU):
-        pytest.skip(f"{QEMU} is not installed")
+    require(QEMU)
     options = ["-accel", "tcg", "-m", "64", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot"]
     return (QEMU, "-kernel", bundled_guests()["guest.bin"], *options)
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 import pytest
-from console import needs_kvm
 from machines import MEMORY, loaded
+from peers import needs_kvm
 
 from kvmpy.accel.base import Accelerator
 from kvmpy.accel.kvm import KvmAccelerator
