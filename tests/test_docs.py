@@ -106,8 +106,17 @@ def test_qemu_boots_the_kernel_as_the_page_says(qemu_commands: list[str]) -> Non
     assert child.exitstatus == 7
 
 
+def test_qemu_boots_the_kernel_as_the_readme_says(qemu_commands: list[str]) -> None:
+    command = re.search(r"^    (qemu-system.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert command
+    child = pexpect.spawn(command[1].replace("x86_64", "x86_64 -accel tcg"), timeout=60)
+    child.expect_exact("[real]")
+    child.expect_exact("\n> ")
+    child.close(force=True)
+
+
 def test_qemu_boots_the_smallest_guest_from_a_disk(qemu_commands: list[str]) -> None:
-    copy, sign, boot, ours = qemu_commands[1:]
+    copy, sign, boot, cut, ours = qemu_commands[1:]
     subprocess.run(["bash", "-euc", f"{copy}\n{sign}"], check=True)
     child = pexpect.spawn(boot, timeout=60)
     child.expect_exact("Hello from real mode")
@@ -115,6 +124,7 @@ def test_qemu_boots_the_smallest_guest_from_a_disk(qemu_commands: list[str]) -> 
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
+    subprocess.run(["bash", "-euc", cut], check=True)
     done = subprocess.run([*KVMPY, *ours.split()[1:], "--accel", "soft"], capture_output=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, b"Hello from real mode\n")
 

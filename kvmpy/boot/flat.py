@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Where the image goes when nobody says: a boot sector's address, or the first byte above the first MiB.
 LOAD_ADDRESS = {"real": 0x7C00, "protected": 0x10_0000, "long": 0x10_0000}
+SECTOR, BOOT_SIGNATURE = 512, b"\x55\xaa"  # a PC's firmware boots a sector that ends so
 REAL_MODE_END = 0x9_FC00  # the extended BIOS data area of a PC begins there
 SEGMENT_SIZE = 0x1_0000
 STACK = 0x8_0000
@@ -22,6 +23,7 @@ GDT = 0x800
 PAGE_TABLES = 0x1000
 IDENTITY_GIB = 4
 TABLES_END = PAGE_TABLES + (2 + IDENTITY_GIB) * PAGE_SIZE  # PML4, PDPT and a directory for each GiB
+LOWEST = {"real": 0x500, "protected": TABLES_END, "long": TABLES_END}  # in real mode behind the BIOS's own data
 
 
 def plan_flat(name: str, image: bytes, sidecar: Sidecar, *, memory: int, append: str = "") -> BootPlan:
@@ -65,16 +67,25 @@ def _check(name: str, mode: str, load: int, entry: int, content: bytes, memory: 
     end = load + len(content)
     limit = min(memory, REAL_MODE_END) if mode == "real" else min(memory, HOLE_START)
     if end > limit:
-        raise ImageError(
-            f"{name}: {len(content)} bytes at {load:#x} end at {end:#x}, beyond {limit:#x}; "
-            f"{'real mode reaches no further' if limit == REAL_MODE_END else 'give it more memory'} or load it lower"
-        )
+        remedy = _room(mode, load, content, limit)
+        raise ImageError(f"{name}: {len(content)} bytes at {load:#x} end at {end:#x}, beyond {limit:#x}; {remedy}")
     if not load <= entry < end:
         raise ImageError(f"{name}: entry {entry:#x} is outside the image ({load:#x} to {end - 1:#x}); correct it")
     if mode != "real" and load < TABLES_END:
         raise ImageError(
             f"{name}: loaded at {load:#x} it would cover the boot tables; load it at {TABLES_END:#x} or above"
         )
+
+
+def _room(mode: str, load: int, content: bytes, limit: int) -> str:
+    """Return what makes an image fit that is loaded at `load` and ends beyond `limit`."""
+    if mode == "real" and len(content) > SECTOR and content[510:512] == BOOT_SIGNATURE:
+        return "it is a disk's image: boot its first sector, 'head -c 512 FILE > sector.bin'"
+    if LOWEST[mode] + len(content) <= limit:
+        return "load it lower"
+    if limit == REAL_MODE_END:
+        return "real mode reaches no further; load the rest from the guest, or begin in another mode"
+    return "give it more memory" if limit < HOLE_START else "no larger image can be loaded"
 
 
 def _enter(mode: str, load: int, entry: int) -> CpuState:

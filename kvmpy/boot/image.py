@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import stat
+import struct
 import time
 
 from kvmpy.boot.flat import plan_flat
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from kvmpy.boot.plan import BootPlan
 
 CHUNK = 1 << 20
+# <elf.h>, by class: the mode that a file is for; of its header, from e_entry on: e_entry, e_phoff, e_shoff, and size and
+# number of the tables' entries; of a segment p_type, p_offset, p_paddr, p_filesz; of a section sh_type, sh_flags,
+# sh_offset, sh_size.
+ELF_TABLES = {
+    1: ("protected", "<III4x2xHHHH", "<II4xII", "<4xII4xII"),
+    2: ("long", "<QQQ4x2xHHHH", "<I4xQ8xQQ", "<4xIQ8xQQ"),
+}
+PT_LOAD, SHT_NOBITS, SHF_ALLOC = 1, 8, 2
 GUESTS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "guests")
 
 
@@ -59,7 +68,7 @@ def plan_image(
     path = find_image(name)
     image = read_image(name, path, memory, deadline)
     sidecar = sidecar_beside(path)
-    if mode is None and load is None and not sidecar.symbols:
+    if not sidecar.symbols:
         check_flat(name, image)
     if mode is not None and mode != sidecar.mode:
         sidecar.mode, sidecar.load, sidecar.entry = mode, None, None
@@ -81,10 +90,32 @@ OTHERS = (
 
 
 def check_flat(name: str, image: bytes) -> None:
-    """Raise ImageError for a file that is plainly something else; whoever says how to load it is believed."""
+    """Raise ImageError for a file that is plainly something else: its head would be executed as code."""
     for at, magic, what, advice in OTHERS:
         if image[at : at + len(magic)] == magic:
-            raise ImageError(f"{name}: is {what}, no flat image; {advice}, or give its mode and load address")
+            raise ImageError(f"{name}: is {what}, no flat image; {advice}{_where_elf_goes(image)}")
+
+
+def _where_elf_goes(image: bytes) -> str:
+    """Return how to boot what objcopy makes of an ELF file: it begins with the first section with contents (elf(5))."""
+    if len(image) < 64 or image[:4] != b"\x7fELF" or image[4] not in (1, 2):
+        return ""
+    mode, header, segment, section = ELF_TABLES[image[4]]
+    try:
+        entry, segments, sections, segment_size, segment_count, section_size, section_count = struct.unpack_from(
+            header, image, 24
+        )
+        loads = [struct.unpack_from(segment, image, segments + n * segment_size) for n in range(segment_count)]
+        parts = [struct.unpack_from(section, image, sections + n * section_size) for n in range(section_count)]
+    except struct.error:
+        return ""
+    places = [
+        physical + at - offset
+        for kind, offset, physical, length in loads
+        for what, flags, at, size in parts
+        if kind == PT_LOAD and what != SHT_NOBITS and flags & SHF_ALLOC and size and offset <= at < offset + length
+    ]
+    return f", for {mode} mode, loaded at {min(places):#x}, entered at {entry:#x}" if places else ""
 
 
 def read_image(name: str, path: str, limit: int, deadline: float | None = None) -> bytes:

@@ -13,14 +13,16 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  source <(kvmpy completion bash)
-  kvmpy completion zsh > ~/.zfunc/_kvmpy
-  kvmpy completion fish > ~/.config/fish/completions/kvmpy.fish
+  source <(kvmpy completion bash)    in bash
+  source <(kvmpy completion zsh)     in zsh, after compinit
+  kvmpy completion fish | source     in fish
 """
 
 # What the value of an option or argument is, by how the help calls it.
 IS_FILE, IS_DIRECTORY = ("FILE", "WHAT"), ("ROOTFS", "DIR", "DIR:/DIR[:ro]")
 TAKE_IMAGES = ("boot", "disasm")  # a bundled guest or a file
+# shtab's zsh script registers itself only when it comes by eval, and not by source.
+FOR_ANY_CALLER = "[[ $zsh_eval_context[-1] == eval ]]", "[[ $zsh_eval_context[-1] != loadautofunc ]]"
 IMAGES_IN_BASH = """\
 _kvmpy_images() {{
     compgen -W {names} -- "$1"
@@ -44,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
 
     names = " ".join(bundled_guests())
     preamble = {"bash": IMAGES_IN_BASH.format(names=shlex.quote(names))}
-    print(shtab.complete(whole_parser(names), shell=options.shell, preamble=preamble), end="")  # type: ignore[arg-type]
+    script = shtab.complete(whole_parser(names), shell=options.shell, preamble=preamble)  # type: ignore[arg-type]
+    print(script.replace(*FOR_ANY_CALLER), end="")
     return 0
 
 

@@ -8,7 +8,7 @@ from kvmpy.cli.arguments import command_parser, count, processors, size
 from kvmpy.cli.streams import complain
 from kvmpy.container.command_line import NAME
 from kvmpy.container.launch import NATIVE
-from kvmpy.container.simple import WITHOUT_FILTER, WITHOUT_ROOT, Wish, configuration
+from kvmpy.container.simple import WITHOUT_FILTER, WITHOUT_ROOT, Wish, configuration, layer_of
 from kvmpy.container.state import Store
 from kvmpy.container.tape import Tape
 from kvmpy.container.verbs.create import Creation, Extras
@@ -26,9 +26,10 @@ exit codes:
   127    the program is not there
 
 examples:
-  kvmpy container run rootfs -- sh -c 'id; ps'
+  kvmpy container run rootfs -- sh -c 'id; hostname'
   kvmpy container run -it --overlay rootfs
-  kvmpy container run --memory 64M --cpus 0.5 --pids 20 rootfs -- make
+  kvmpy container run --layer kept rootfs -- touch /new; ls kept/upper
+  kvmpy container run --memory 64M --cpus 0.5 --pids 20 rootfs -- nproc
   kvmpy container run --dry-run -v rootfs -- true
   podman --runtime $(kvmpy container path) run --rm --network none alpine true
 """
@@ -64,14 +65,8 @@ def add_run_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--pids", type=count, default=0, metavar="N", help="the most processes and threads")
     p.add_argument("--read-only", action="store_true", help="the root cannot be written")
     p.add_argument("--volume", action="append", default=[], metavar="DIR:/DIR[:ro]", help="a directory of the host's")
-    p.add_argument(
-        "--overlay",
-        nargs="?",
-        const="memory",
-        default="",
-        metavar="DIR",
-        help="leave ROOTFS as it is: what is written goes to DIR, or to memory",
-    )
+    p.add_argument("--overlay", action="store_true", help="leave ROOTFS as it is: what is written goes to memory")
+    p.add_argument("--layer", default="", metavar="DIR", help="the same, but it is kept in DIR, below upper/")
     p.add_argument(
         "--share",
         type=lambda text: text.split(","),
@@ -115,10 +110,11 @@ def prepare(options: argparse.Namespace) -> Creation:
         pids=options.pids,
         volumes=options.volume,
         overlay=options.overlay,
+        layer=options.layer,
         share=options.share,
     )
     name = options.name or f"run-{os.getpid()}"
-    return Creation(Store(), name, os.getcwd(), configuration(wish), Extras())
+    return Creation(Store(), name, os.getcwd(), configuration(wish), Extras(layer=layer_of(wish)))
 
 
 def warn(text: str) -> None:

@@ -52,7 +52,7 @@ exit codes:
 
 examples:
   kvmpy run --as vm hello.bin
-  kvmpy run --as container rootfs -- sh -c 'id; ps'
+  kvmpy run --as container rootfs -- sh -c 'id; hostname'
   kvmpy run --as process sh -- -c 'exit 3'
   kvmpy run --as vm --memory 16M --timeout 5 --json guest.bin
 """

@@ -16,7 +16,7 @@ import uuid
 from kvmpy.container.foreground import SignalsWait
 from kvmpy.container.host import start_time
 from kvmpy.container.process import SIGKILL, exit_code, signal_number, wait_for_end
-from kvmpy.container.simple import Wish, configuration
+from kvmpy.container.simple import Wish, configuration, layer_of
 from kvmpy.container.state import STOPPED, Store
 from kvmpy.container.verbs import delete, events, kill, pause, resume, start, update
 from kvmpy.container.verbs.create import Creation, Extras, prepare
@@ -80,7 +80,7 @@ class Container:
     @classmethod
     def from_wish(cls, wish: Wish, name: str = "", root: str = "") -> Self:
         """Make a container of a directory and a command, with everything else as the field has it."""
-        return cls.from_config(configuration(wish), name, root)
+        return cls.from_config(configuration(wish), name, root, Extras(layer=layer_of(wish)))
 
     @classmethod
     def find(cls, name: str, root: str = "") -> Self:

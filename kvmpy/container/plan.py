@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     IdMap = list[tuple[int, int, int]]
     Operations = Iterator[ops.Operation]
 
-OVERLAY = "kvmpy.overlay"  # an annotation: the root is an overlay, its write layer this directory, or "memory"
 PROPAGATION = {"private": k.MS_PRIVATE, "slave": k.MS_SLAVE, "shared": k.MS_SHARED, "unbindable": k.MS_UNBINDABLE}
 # config-linux, Sysctl: only what the container has of its own may be set
 SYSCTL_OF = {
@@ -56,6 +55,7 @@ class Plan:
         pivot: bool = True,
         keyring: bool = True,
         preserved: int = 0,
+        layer: str | None = None,
     ) -> None:
         self.config = config
         self.linux: Json = config.get("linux", {})
@@ -66,6 +66,7 @@ class Plan:
         self.privileged = privileged
         self.pivot = pivot
         self.keyring = keyring
+        self.layer = layer
         self.fds = Descriptors(preserved)
         self.id_maps: list[tuple[IdMap, IdMap, str, int]] = []  # of idmapped mounts: uids, gids, field, descriptor
         self.new: list[str] = []
@@ -239,12 +240,10 @@ def _root(plan: Plan) -> Operations:
     propagation = plan.linux.get("rootfsPropagation", "")
     kind = propagation.removeprefix("r") if propagation else "slave"
     yield ops.Propagation(k.MS_PRIVATE if kind in ("private", "unbindable") else k.MS_SLAVE)
-    layer = plan.config.get("annotations", {}).get(OVERLAY)
-    if layer:
-        kept = "" if layer == "memory" else absolute(layer, plan.bundle)
-        yield ops.OverlayRoot(plan.root, kept, "user" in plan.new)
-    else:
+    if plan.layer is None:
         yield ops.Root(plan.root)
+    else:
+        yield ops.OverlayRoot(plan.root, plan.layer, "user" in plan.new)
 
 
 def _protect(plan: Plan) -> Operations:

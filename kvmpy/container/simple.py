@@ -11,7 +11,6 @@ from kvmpy.container.defaults import MASKED_PATHS, MOUNTS, READONLY_PATHS
 from kvmpy.container.host import DEFAULT_PATH, absolute, read_file
 from kvmpy.container.kernel import NAMESPACES
 from kvmpy.container.libseccomp import available as filters_system_calls
-from kvmpy.container.plan import OVERLAY
 from kvmpy.container.rootfs import resolve
 from kvmpy.errors import ContainerError
 from kvmpy.record import field, record
@@ -34,7 +33,8 @@ class Wish:
     """What a person wants of a container; everything else is as the field has it by default.
 
     `memory` is in bytes, `cpus` in processors' worth of time, `volumes` are SOURCE:TARGET[:ro], `share` the kinds of
-    namespaces to share with the host, `overlay` a directory for what is written, or "memory".
+    namespaces to share with the host. With `overlay` the root stays as it is: what is written goes to the directory
+    `layer`, which is made if it is missing, or else to memory; `layer` alone means `overlay`, too.
     """
 
     rootfs: str
@@ -49,7 +49,8 @@ class Wish:
     cpus: float = 0.0
     pids: int = 0
     volumes: list[str] = field(default_factory=list)
-    overlay: str = ""
+    overlay: bool = False
+    layer: str = ""
     share: list[str] = field(default_factory=list)
 
 
@@ -78,9 +79,6 @@ def configuration(wish: Wish) -> Json:
         linux["seccomp"] = default_filter()
     if "user" in kinds:
         linux |= _id_maps(privileged)
-    annotations = {}
-    if wish.overlay:
-        annotations[OVERLAY] = wish.overlay if wish.overlay == "memory" else absolute(wish.overlay, here)
     return {
         "ociVersion": SPEC_VERSION,
         "root": {"path": rootfs, "readonly": wish.read_only},
@@ -95,9 +93,15 @@ def configuration(wish: Wish) -> Json:
             "capabilities": {"bounding": names, "effective": names, "permitted": names} if uid == 0 else {},
         },
         "mounts": _mounts(wish, kinds, privileged, here),
-        "annotations": annotations,
         "linux": linux,
     }
+
+
+def layer_of(wish: Wish) -> str | None:
+    """Return where what the container writes goes, as `Extras.layer` has it."""
+    if wish.layer:
+        return absolute(wish.layer, posix.getcwd())
+    return "" if wish.overlay else None
 
 
 def _namespaces(wish: Wish, privileged: bool) -> list[str]:

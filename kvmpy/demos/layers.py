@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from kvmpy.demos.scene import Scene
 
 CHECK = (
-    "kvmpy container run --overlay=LAYER ROOTFS    then look into LAYER/upper",
-    "kvmpy container run --overlay ROOTFS          what it writes is thrown away",
-    "ls -l LAYER/upper                             a whiteout is a character device 0, 0",
+    "kvmpy container run --layer LAYER ROOTFS    then look into LAYER/upper",
+    "kvmpy container run --overlay ROOTFS        what it writes is thrown away",
+    "ls -l LAYER/upper                           a whiteout is a character device 0, 0",
 )
 MANY = 100
 BIG = 16 << 20
@@ -45,7 +45,7 @@ def run(scene: Scene) -> None:
 def container(base: Path, layer: Path, volumes: list[str], *command: str) -> Container:
     """Return a container over the base, with a layer of its own."""
     layer.mkdir()
-    return Container.from_wish(Wish(str(base), list(command), volumes=volumes, overlay=str(layer)))
+    return Container.from_wish(Wish(str(base), list(command), volumes=volumes, layer=str(layer)))
 
 
 def one_layer(scene: Scene, base: Path, volumes: list[str]) -> None:

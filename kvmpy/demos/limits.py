@@ -25,6 +25,8 @@ KILLED = 128 + 9
 SECONDS = 1.0
 DEADLINE = 30.0
 # What runs inside, by the host's own Python.
+# sudo(8) has a PATH of its own, without a virtual environment's.
+AS_ROOT = """'sudo "$(command -v kvmpy)" demo limits'"""
 TAKE_MEMORY = "x = []\nfor n in range(1, 200):\n    x.append(b'x' * (1 << 20))\n    print(n, flush=True)"
 TAKE_PROCESSES = """
 import os, signal
@@ -53,7 +55,7 @@ print(json.dumps([time.monotonic() - start, time.process_time() - used]))
 def run(scene: Scene) -> None:
     """Exceed three limits on purpose."""
     if os.geteuid() != 0:
-        scene.missing("limits need root: control groups belong to it; run 'sudo kvmpy demo limits'")
+        scene.missing(f"limits need root: control groups belong to it; run {AS_ROOT}")
         return
     root = scene.folder / "root"
     root.mkdir()

@@ -255,6 +255,18 @@ def test_12_the_kernels_switches_cannot_be_written(bundle: Bundle, runtime: Runt
     assert runtime.run(bundle).stderr.count("Read-only file system") == there >= 2
 
 
+def test_an_annotation_names_no_directory_of_the_hosts(bundle: Bundle, runtime: Runtime, tmp_path: Path) -> None:
+    """Whoever may write annotations (podman run --annotation, Kubernetes) is not the host."""
+    outside = tmp_path / "outside"
+    (outside / "upper").mkdir(parents=True)
+    (outside / "upper/precious").write_text("secret")
+    bundle.config["annotations"] = {"kvmpy.overlay": str(outside)}
+    assert runtime.output(bundle, "echo new > /new; ls /") == runtime.output(bundle, "ls /")
+    assert "precious" not in runtime.output(bundle, "ls /")
+    assert (bundle.rootfs / "new").exists()
+    assert [path.name for path in outside.rglob("*")] == ["upper", "precious"]
+
+
 # 13-15: CVE-2022-29162 and what a program may do
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -184,18 +185,18 @@ def test_volumes(rootfs: Path, tmp_path: Path) -> None:
 
 def test_an_overlay_leaves_the_directory_as_it_is(rootfs: Path) -> None:
     before = sorted(path.name for path in rootfs.iterdir())
-    assert output("--overlay", "--", rootfs, "sh", "-c", "echo new > /new; rm /etc/group; cat /new") == "new"
+    assert output("--overlay", rootfs, "--", "sh", "-c", "echo new > /new; rm /etc/group; cat /new") == "new"
     assert sorted(path.name for path in rootfs.iterdir()) == before
     assert (rootfs / "etc/group").exists()
 
 
 def test_an_overlay_keeps_what_is_written(rootfs: Path, tmp_path: Path) -> None:
-    layer = tmp_path / "a:b,c"
-    layer.mkdir()
-    output(f"--overlay={layer}", rootfs, "--", "sh", "-c", "echo new > /new")
+    layer = tmp_path / "a:b,c"  # it is made, and nobody else looks into it
+    output("--layer", layer, rootfs, "--", "sh", "-c", "echo new > /new")
     assert (layer / "upper/new").read_text() == "new\n"
-    assert output(f"--overlay={layer}", rootfs, "--", "cat", "/new") == "new"
+    assert output("--layer", layer, rootfs, "--", "cat", "/new") == "new"
     assert not (rootfs / "new").exists()
+    assert stat.S_IMODE(layer.stat().st_mode) == 0o700
 
 
 def test_a_terminal(rootfs: Path) -> None:
@@ -290,7 +291,7 @@ def test_dry_run_shows_the_system_calls(rootfs: Path) -> None:
         (["--volume", "/nowhere:/x"], "mounts[N].source: /nowhere: no such file or directory"),
         (["--volume", "/:/"], "mounts[N].destination: '/' is the root, which is mounted already"),
         (["--name", "a/b"], "invalid id format: 'a/b'; use letters, digits and _ + . -"),
-        (["--overlay=/nowhere"], "take an overlay as the root: "),
+        (["--layer=/nowhere/layer"], "take an overlay as the root: "),
     ],
 )
 def test_bad_wishes_are_one_line(rootfs: Path, options: list[str], message: str) -> None:
@@ -377,7 +378,7 @@ def test_without_root(rootfs: Path, as_nobody: list[str]) -> None:
     for path in (rootfs, *rootfs.rglob("*")):
         os.lchown(path, NOBODY, NOBODY)
     script = "id -u; cat /proc/self/uid_map; echo /proc/[0-9]*; head -c 2 /dev/zero | wc -c; hostname"
-    done = run_as_nobody(as_nobody, "--overlay", "--", rootfs, "sh", "-c", script)
+    done = run_as_nobody(as_nobody, "--overlay", rootfs, "--", "sh", "-c", script)
     assert done.stdout.decode().split() == ["0", "0", str(NOBODY), "1", "/proc/1", "2", "kvmpy"]
     assert one_line(done.stderr) == (
         "kvmpy: without root: only your own user id, and no limits on memory, CPUs or processes\n"
@@ -386,6 +387,6 @@ def test_without_root(rootfs: Path, as_nobody: list[str]) -> None:
 
 
 def test_without_root_limits_are_refused(rootfs: Path, as_nobody: list[str]) -> None:
-    done = run_as_nobody(as_nobody, "--memory", "32M", "--overlay", "--", rootfs, "true")
+    done = run_as_nobody(as_nobody, "--memory", "32M", "--overlay", rootfs, "--", "true")
     assert one_line(done.stderr) == ("kvmpy: --memory, --cpus and --pids need root: control groups belong to it\n")
     assert done.returncode == 125

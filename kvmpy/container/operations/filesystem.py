@@ -76,6 +76,7 @@ class OverlayRoot(Operation):
     """The root is an overlay: `lower` stays as it is, what is written goes to a layer of the container's own.
 
     `layer` is a directory that keeps it (in upper/; work/ is overlayfs's own), or "": memory, gone with the container.
+    One that is made here is its owner's alone: in it may lie programs that are root's to whoever starts them (setuid).
     The overlay is mounted in the container's mount namespace: with a thousand of them in the host's, one more is slow.
     """
 
@@ -92,6 +93,7 @@ class OverlayRoot(Operation):
         root, lower, layer = tape.fds.root, tape.fds.directory, tape.fds.tree
         tape.call("openat", k.AT_FDCWD, self.lower, DIRECTORY, keep=lower)
         if self.layer:
+            tape.call("mkdirat", k.AT_FDCWD, self.layer, 0o700, accept=(k.EEXIST,))
             tape.call("openat", k.AT_FDCWD, self.layer, DIRECTORY, keep=layer)
         else:
             new_filesystem(tape, "tmpfs", "layer", [("mode", "700")], 0, layer)

@@ -36,7 +36,9 @@ class Extras:
     """What a caller of create wants besides what the configuration says.
 
     `console` is a connected socket, or -1, that gets the terminal; `preserved` counts descriptors after 2 to pass on;
-    `streams` are other descriptors for 0, 1 and 2 than the runtime's own.
+    `streams` are other descriptors for 0, 1 and 2 than the runtime's own. With `layer` the root is an overlay: what is
+    written goes to that directory of the host's, or for "" to memory. It is no part of the configuration, which may
+    have been written by somebody who must not name the host's directories.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Extras:
         keyring: bool = True,
         preserved: int = 0,
         streams: dict[int, int] | None = None,
+        layer: str | None = None,
     ) -> None:
         self.console = console
         self.pid_file = pid_file
@@ -55,6 +58,7 @@ class Extras:
         self.keyring = keyring
         self.preserved = preserved
         self.streams = streams or {}
+        self.layer = layer
 
 
 class Creation(Answers):
@@ -93,6 +97,7 @@ class Creation(Answers):
             pivot=self.extras.pivot,
             keyring=self.extras.keyring,
             preserved=self.extras.preserved,
+            layer=self.extras.layer,
         )
 
     def run(self) -> State:
