@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -171,3 +172,17 @@ def test_every_error_is_explained_and_public() -> None:
 def test_every_feature_is_explained() -> None:
     for name, (meaning, _) in PROBES.items():
         assert f"\n| `{name}` | {meaning} |" in REFERENCE
+
+
+def test_the_list_of_operations_is_that_of_the_dry_run(tmp_path: Path) -> None:
+    """By number and first words; root's, for an ordinary user has no control groups."""
+    page = (ROOT / "docs" / "containers.md").read_text()
+    listed = re.findall(r"^ {5,6}(\d+) (\S+ \S+)", page, re.MULTILINE)
+    assert len(listed) > 20
+    done = subprocess.run(
+        [*KVMPY, "container", "run", "--dry-run", tmp_path, "--", "sh"], capture_output=True, text=True
+    )
+    shown = dict(re.findall(r"^ *(\d+) (\S+ \S+)", done.stdout.replace(str(tmp_path), "/home/me/root"), re.MULTILINE))
+    if os.geteuid() == 0:
+        assert [(number, words) for number, words in listed if shown[number] != words] == []
+    assert {words for _, words in listed} >= {"let nobody", "execute sh"}

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from kvmpy.boot.plan import BootPlan
 
 CHUNK = 1 << 20
-# <elf.h>, by class: the mode that a file is for; of its header, from e_entry on: e_entry, e_phoff, e_shoff, and size and
-# number of the tables' entries; of a segment p_type, p_offset, p_paddr, p_filesz; of a section sh_type, sh_flags,
-# sh_offset, sh_size.
+# <elf.h>, by class: the mode that a file is for; then what is read of its header (e_entry, e_phoff, e_shoff, size and
+# number of the tables' entries are), of a segment (p_type, p_offset, p_paddr, p_filesz) and of a section (sh_type,
+# sh_flags, sh_offset, sh_size).
 ELF_TABLES = {
     1: ("protected", "<III4x2xHHHH", "<II4xII", "<4xII4xII"),
     2: ("long", "<QQQ4x2xHHHH", "<I4xQ8xQQ", "<4xIQ8xQQ"),

@@ -65,7 +65,7 @@ def _run_inside(hook: Json, text: bytes, pid: int, namespaces: list[str], proces
     """Join the container's namespaces, as exec does. Before pivot_root their root is the host's still."""
     fds = Descriptors()
     arguments = hook.get("args") or [hook["path"]]
-    plan: list[ops.Operation] = [ops.JoinProcess(namespaces, fds.container), ops.Fork([], 0)]
+    plan: list[ops.Operation] = [ops.Dumpable(False), ops.JoinProcess(namespaces, fds.container), ops.Fork([], 0)]
     if process:
         its = {**process, "args": [hook["path"], *arguments[1:]], "env": hook.get("env", [])}
         plan += process_plan({**its, "terminal": False}, None, limits=False, keep_groups="user" in namespaces)

@@ -18,7 +18,7 @@ SYSTEM_CALLS = {
     "setsid": 112, "setgroups": 116, "setresuid": 117, "setresgid": 119, "capset": 126, "personality": 135,
     "pivot_root": 155, "prctl": 157, "chroot": 161, "mount": 165, "umount2": 166, "sethostname": 170,
     "setdomainname": 171, "keyctl": 250, "ioprio_set": 251, "openat": 257, "mkdirat": 258, "mknodat": 259,
-    "fchownat": 260, "symlinkat": 266, "fchmodat": 268, "faccessat": 269, "unshare": 272,
+    "fchownat": 260, "symlinkat": 266, "fchmodat": 268, "newfstatat": 262, "faccessat": 269, "unshare": 272,
     "dup3": 292, "prlimit64": 302, "setns": 308, "sched_setattr": 314, "seccomp": 317, "open_tree": 428,
     "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "pidfd_open": 434, "close_range": 436,
     "openat2": 437, "mount_setattr": 442, "CHECK": 2000, "FORK": 2001,
@@ -110,8 +110,8 @@ S_IFCHR, S_IFBLK, S_IFIFO, S_IFREG, S_IFMT = _named(
 )
 EPERM, ENOENT, ESRCH, EACCES, EEXIST, ENOTDIR, EINVAL, ENOSYS, ELOOP = 1, 2, 3, 13, 17, 20, 22, 38, 40
 
-PR_SET_KEEPCAPS, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = _named(
-    PR_SET_KEEPCAPS=8, PR_CAPBSET_DROP=24, PR_SET_NO_NEW_PRIVS=38, PR_CAP_AMBIENT=47
+PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = _named(
+    PR_SET_DUMPABLE=4, PR_SET_KEEPCAPS=8, PR_CAPBSET_DROP=24, PR_SET_NO_NEW_PRIVS=38, PR_CAP_AMBIENT=47
 )
 PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL = _named(PR_CAP_AMBIENT_RAISE=2, PR_CAP_AMBIENT_CLEAR_ALL=4)
 (KEYCTL_JOIN_SESSION_KEYRING,) = _named(KEYCTL_JOIN_SESSION_KEYRING=1)

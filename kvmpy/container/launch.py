@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import posix
-from _socket import AF_UNIX, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socketpair
-from _struct import unpack
+from _signal import pidfd_send_signal
+from _socket import (
+    AF_UNIX,
+    MSG_CMSG_CLOEXEC,
+    SCM_CREDENTIALS,
+    SCM_RIGHTS,
+    SO_PASSCRED,
+    SOCK_SEQPACKET,
+    SOL_SOCKET,
+    socketpair,
+)  # fmt: skip
+from _struct import unpack, unpack_from
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 
 from kvmpy.container.host import read_file
@@ -45,8 +55,11 @@ class Answers:
 class Launch:
     """A process on its way from a tape to the container's program.
 
-    `descriptors` are given to the tape by the numbers it knows. Use as a context manager: leaving it by an exception
-    kills the process.
+    Use as a context manager: leaving it by an exception kills the process.
+
+    What comes from the stage is not believed twice: each message must be of the process whose turn it is, by what the
+    kernel says of its sender (unix(7), SCM_CREDENTIALS), and a process that it names must be this one's child. Once the
+    process is ready nothing is read any more.
     """
 
     def __init__(self, operations: Iterable[Operation], fds: Descriptors, answers: Answers | None = None) -> None:
@@ -58,11 +71,15 @@ class Launch:
         self.received = -1  # the descriptor that came with the last question
         self._stage = 0
         self._socket: socket | None = None
-        self._early: tuple[int, int] | None = None
+        self._early: tuple[int, int, int] | None = None
 
     def start(self, descriptors: dict[int, int]) -> None:
-        """Start the stage; return when it is ready, or raise what failed."""
+        """Start the stage; return when it is ready, or raise what failed.
+
+        `descriptors` are given to the tape by the numbers it knows.
+        """
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
+        ours.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
         self._socket = ours
         program = sealed("stage", join(_read_stage(), self.tape.image()))
         try:
@@ -74,48 +91,65 @@ class Launch:
             pass
 
     def _next(self) -> tuple[int, int]:
-        """Return the next message of the stage: what, and a value.
+        """Return the next message: what, and a value. Before FORK the stage speaks, after it the forked process.
 
-        A forked process may be quicker than its parent, which tells who it is: then its message waits for that.
+        That one may be quicker than its parent, which tells who it is: then its message waits for that.
         """
-        if self._early and self.pid:
-            message, self._early = self._early, None
-            return message
-        what, value = message = self._receive()
-        at = value if what == ASK else what
-        if not self.pid and self.tape.fork_at >= 0 and what != FORKED and (what == READY or at > self.tape.fork_at):
-            self._early = message
-            return self._receive()
-        return what, value
+        message, self._early = (self._early, None) if self._early and self.pid else (self._receive(), self._early)
+        what, value, sender = message
+        if sender == (self.pid or self._stage):
+            return what, value
+        if self.pid or self._early or self.tape.fork_at < 0:
+            raise ContainerError(f"process {sender} spoke in the stage's place; what was begun is ended")
+        self._early = message
+        return self._next()
 
-    def _receive(self) -> tuple[int, int]:
+    def _receive(self) -> tuple[int, int, int]:
         assert self._socket
-        data, ancillary, _, _ = self._socket.recvmsg(8, 64)
+        data, ancillary, _, _ = self._socket.recvmsg(8, 128, MSG_CMSG_CLOEXEC)
+        sender = 0
         for level, kind, content in ancillary:
             if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
                 self.received = int.from_bytes(content[:4], "little")
-        if len(data) < 8:
+            elif (level, kind) == (SOL_SOCKET, SCM_CREDENTIALS):
+                (sender,) = unpack_from("<i", content)
+        if not data:
             raise ContainerError(f"the stage {self._how_it_ended()} before the container was ready")
+        if len(data) < 8:
+            raise ContainerError(f"process {sender} sent {len(data)} bytes, which mean nothing")
         what, value = unpack("<ii", data)
-        return what, value
+        return what, value, sender
 
     def _serve(self, what: int, value: int) -> bool:
         """Do what a message asks for; say whether more will come."""
         assert self._socket
         if what == FORKED:
-            self.pid = value
-            self.pidfd = posix.pidfd_open(value, 0)
-            self.answers.forked(self)
+            self._take_note(value)
         elif what == ASK:
+            if value not in self.tape.questions:
+                raise ContainerError(f"the stage asks a question, {value}, that is not on its tape")
             self._operation(value).answer(self)
             self._socket.send(b"\0")
         elif what != READY:
             raise self._operation(what).error(value)
         return what != READY
 
+    def _take_note(self, pid: int) -> None:
+        """Take note of the forked process: once, and only of a child of this process that nobody has waited for."""
+        try:
+            if self.pid or self.tape.fork_at < 0 or pid in (0, self._stage):
+                raise ChildProcessError
+            posix.waitid(posix.P_PID, pid, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT)
+        except OSError:
+            raise ContainerError(f"the stage names {pid}, which it has not started") from None
+        self.pid = pid
+        self.pidfd = posix.pidfd_open(pid, 0)
+        self.answers.forked(self)
+
     def _operation(self, index: int) -> Operation:
-        operation = self.tape.calls[index].operation
-        assert operation
+        operation = self.tape.calls[index].operation if 0 <= index < len(self.tape.calls) else None
+        if operation is None:
+            raise ContainerError(f"the stage failed at a call, {index}, that is not on its tape")
         return operation
 
     def _how_it_ended(self) -> str:
@@ -125,9 +159,10 @@ class Launch:
         return f"was killed by signal {status & 0x7F}" if status & 0x7F else "ended"
 
     def go_on(self) -> None:
-        """Let a process that is ready go on: the runtime has kept all that it must know."""
+        """Let a process that is ready go on: the runtime has kept all that it must know, and listens no more."""
         assert self._socket
         self._socket.send(b"\0")
+        self._socket.close()
         self._reap_stage()
 
     def _reap_stage(self) -> None:
@@ -156,11 +191,13 @@ class Launch:
                 posix.close(fd)
 
     def kill(self) -> None:
-        """End what was started; it is the runtime's own child, so its pid cannot be another's."""
-        for pid in (self._stage, self.pid):
-            if pid:
-                posix.kill(pid, SIGKILL)
-                posix.waitpid(pid, 0)
+        """End what was started. The stage is this process's child, not waited for yet: its pid cannot be another's."""
+        if self._stage:
+            posix.kill(self._stage, SIGKILL)
+        if self.pid:
+            pidfd_send_signal(self.pidfd, SIGKILL)
+        for pid in filter(None, (self._stage, self.pid)):
+            posix.waitpid(pid, 0)
         self._stage = self.pid = 0
 
 

@@ -113,6 +113,8 @@ def container_plan(plan: Plan) -> Operations:
     labels = label_plan(config["process"])
 
     # Outside, with the rights and the view of the host.
+    if plan.privileged:
+        yield ops.Dumpable(False)
     opened, join, into = cgroup_plan(plan.cgroup, plan.fds, "cgroup" in plan.new)
     yield from opened
     if plan.joined:
@@ -135,6 +137,8 @@ def container_plan(plan: Plan) -> Operations:
     # Inside the namespaces; the host's directories can still be seen.
     if user_namespace:
         yield ops.MapIds(id_map(linux["uidMappings"]), id_map(linux["gidMappings"]), plan.privileged)
+    if not plan.privileged:
+        yield ops.Dumpable(False)  # only now: an ordinary user could not have written the maps of such a process
     yield from join
     yield ops.NewSession(f"_ses.{plan.name}", plan.keyring)
     if "network" in plan.new:
@@ -171,6 +175,7 @@ def container_plan(plan: Plan) -> Operations:
         keep_groups=plan.own("user") and not (user_namespace and plan.privileged),
         terminal=plan.terminal,
         wait=True,
+        dumpable=not plan.privileged,
     )
 
 

@@ -40,12 +40,13 @@ def process_plan(
     keep_groups: bool = False,
     terminal: bool = False,
     wait: bool = False,
+    dumpable: bool = False,
     where: str = "process",
 ) -> Iterator[ops.Operation]:
     """Give the last operations.
 
     `limits`: resource limits are set here, not before; `keep_groups`: see Identity; `terminal`: TERMINAL is open;
-    `wait`: for `start`.
+    `wait`: for `start`; `dumpable`: an ordinary user's runtime must be able to join it while it waits (setns(2)).
     """
     arguments = process.get("args")
     if not arguments or not arguments[0]:
@@ -75,6 +76,8 @@ def process_plan(
     environment = process.get("env", [])
     candidates = search_path(arguments[0], environment)
     yield ops.FindExecutable(arguments[0], candidates)
+    if dumpable:
+        yield ops.Dumpable(True)
     if process.get("noNewPrivileges"):
         yield from loading
     yield ops.TellReady()

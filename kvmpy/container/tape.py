@@ -175,6 +175,7 @@ class Tape:
         self.calls: list[Call] = []
         self._memory = Memory()
         self.fork_at = -1  # the index of FORK, if there is one
+        self.questions: set[int] = set()  # the indices of calls that ask the runtime
         self._operation: Operation | None = None
 
     def write(self, operations: Iterable[Operation]) -> None:
@@ -216,6 +217,7 @@ class Tape:
 
     def ask(self, with_descriptor: int = 0) -> None:
         """Let the runtime do its part of the operation at hand, perhaps with a descriptor, and wait until it has."""
+        self.questions.add(len(self.calls))
         question = Struct("<ii", what=ASK, index=len(self.calls))
         if with_descriptor:
             self.send(self.fds.report, question.data, with_descriptor)

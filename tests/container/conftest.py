@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("container.oci")
+pytest.register_assert_rewrite("container.oci", "container.attacker")
 from console import DEADLINE
+from container.attacker import arm
 from container.oci import IN_PYTHON, Bundle, Runtime
+from peers import require
 
 BUSYBOX = shutil.which("busybox")
 PROGRAMS = (
@@ -65,6 +67,14 @@ def rootfs() -> Iterator[Path]:
         yield make_rootfs(top / "rootfs")
     finally:
         shutil.rmtree(top)
+
+
+@pytest.fixture
+def attacked(rootfs: Path, tmp_path: Path) -> Path:
+    """A root directory with an attacker in it, and a program that is slow to find."""
+    require("gcc")
+    arm(rootfs, tmp_path)
+    return rootfs
 
 
 def is_fifo(path: Path) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from container.attacker import ROUNDS, SLOW, seen_while
 from container.oci import LAUNCHER, leave, on_terminal
 
 from kvmpy.container.cgroup import find_hierarchies
@@ -42,6 +43,7 @@ class Podman:
 
     def __init__(self, holder: int, directory: Path, runtime: str) -> None:
         assert PODMAN
+        self.ours = runtime == LAUNCHER
         (directory / "containers.conf").write_text(CONFIGURATION)
         self.command = [
             "nsenter", "-t", str(holder), "-m", "-n",
@@ -167,6 +169,28 @@ def test_detached_logs_exec_and_stop(podman: Podman, rootfs: Path) -> None:
     podman.ok("stop", "--time", "30", name)
     assert podman.ok("wait", name) == "3"
     assert podman.ok("logs", name).split() == ["hello", "bye"]
+
+
+def test_an_exec_cannot_be_looked_into(podman: Podman, attacked: Path) -> None:
+    """With podman's default capabilities and filter: any exec, health check or probe is an opportunity."""
+    out = attacked / "out"
+    out.touch()
+    name = podman.ok(*arguments(attacked, "sh", "-c", "exec snoop > /out", options=("-d",)))
+    assert seen_while(attacked, out, lambda: [podman.ok("exec", name, SLOW) for _ in range(ROUNDS)] and None) == []
+
+
+def test_what_the_kernel_cannot_execute(podman: Podman, rootfs: Path) -> None:
+    """runc tells podman of it, and the container is not started; here the container says it itself."""
+    (rootfs / "bin/broken").write_text("#!/nowhere\n")
+    (rootfs / "bin/broken").chmod(0o755)
+    done = podman(*arguments(rootfs, "broken", options=("--rm",)))
+    assert done.returncode in ((127,) if podman.ours else (1, 126, 127))
+    name = podman.ok(*arguments(rootfs, "sleep", "1000", options=("-d",)))
+    entered = podman("exec", name, "broken")
+    if podman.ours:
+        line = "exec /bin/broken: its interpreter /nowhere is not in the container; add it\n"
+        assert done.stderr == entered.stderr == line
+        assert entered.returncode == 127
 
 
 def test_a_program_that_does_not_stop_is_killed(podman: Podman, rootfs: Path) -> None:

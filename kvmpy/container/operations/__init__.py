@@ -44,6 +44,7 @@ from kvmpy.container.operations.namespaces import (
 )
 from kvmpy.container.operations.process import (
     CloseDirectories,
+    Dumpable,
     Execute,
     FindExecutable,
     Identity,
@@ -68,6 +69,7 @@ __all__ = [
     "CloseDirectories",
     "Console",
     "Device",
+    "Dumpable",
     "Execute",
     "FilesystemMount",
     "FindExecutable",

@@ -19,6 +19,24 @@ LAST_CAPABILITY = 40  # CAP_CHECKPOINT_RESTORE; an older kernel says EINVAL to w
 CAPABILITY_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
 
 
+class Dumpable(Operation):
+    """Whether others may look into this process and trace it: prctl(2), PR_SET_DUMPABLE; ptrace(2), access mode.
+
+    It may not on its way into a container (CVE-2016-9962): what runs there already could take its descriptors, and its
+    rights, which are the host's, before it has given them up.
+    """
+
+    allowed: bool
+
+    def describe(self) -> str:
+        """Say what the operation does."""
+        return "let its owner look into this process again" if self.allowed else "let nobody look into this process"
+
+    def write(self, tape: Tape) -> None:
+        """Append the calls."""
+        tape.call("prctl", k.PR_SET_DUMPABLE, int(self.allowed))
+
+
 class Rlimits(Operation):
     """Resource limits: each (name, number, soft, hard), see prlimit(2)."""
 
@@ -275,16 +293,15 @@ class FindExecutable(Operation):
     def write(self, tape: Tape) -> None:
         """Append the calls."""
         found = Label()
+        status = tape.put(bytes(144))  # struct stat of <asm/stat.h>
+        mode = k.Named(status + 24, "st_mode")
         for number, path in enumerate(self.candidates, 1):
             following = Label()
-            last = number == len(self.candidates)
-            accept = () if last else (k.ENOENT, k.EACCES)
+            accept = () if number == len(self.candidates) else (k.ENOENT, k.EACCES)
             tape.call("faccessat", k.AT_FDCWD, path, 1, accept=accept, otherwise=following)  # X_OK
-            flags = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
-            tape.call("openat", k.AT_FDCWD, path, flags, keep=tape.fds.file, accept=(k.ENOTDIR,), otherwise=found)
-            tape.call("close", tape.fds.file)
+            tape.call("newfstatat", k.AT_FDCWD, path, k.Named(status, "status"), 0)
+            tape.call("CHECK", mode, k.S_IFMT, k.S_IFREG, k.EACCES, accept=accept, otherwise=following, then=found)
             tape.place(following)
-        fail(tape, k.EACCES)
         tape.place(found)
 
     def error(self, number: int) -> ContainerError:
@@ -292,11 +309,6 @@ class FindExecutable(Operation):
         if number == k.ENOENT and "/" not in self.name:
             return ExecutableError(f'exec: "{self.name}": executable file not found in $PATH', number)
         return ExecutableError(f'exec: "{self.name}": {strerror(number).lower()}', number)
-
-
-def fail(tape: Tape, number: int) -> None:
-    """Give up here with this errno."""
-    tape.call("CHECK", k.Named(tape.put(bytes(8)), "zero"), 1, 1, number)
 
 
 class TellReady(Operation):
@@ -326,7 +338,7 @@ class WaitForStart(Operation):
 
 
 class Execute(Operation):
-    """Become the program."""
+    """Become the program. When that fails the stage tells why on the program's standard error (native/explain.h)."""
 
     candidates: list[str]
     arguments: list[str]

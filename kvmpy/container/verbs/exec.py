@@ -87,7 +87,8 @@ def exec_plan(state: State, process: Json, fds: Descriptors, root: str) -> Itera
     terminal = process.get("terminal", False)
     opened, join, into = cgroup_plan(state.cgroup(), fds, False)
     yield from opened
-    yield from priority_plan(process)
+    yield from priority_plan(process)  # an ordinary user may not, once this process cannot be looked into
+    yield ops.Dumpable(False)
     if "user" in kinds:
         yield from limits_plan(process)
     yield ops.JoinProcess(kinds, fds.container)

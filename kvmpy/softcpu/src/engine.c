@@ -95,7 +95,10 @@ uint64_t soft_rflags(struct soft_cpu *s)
     return flags;
 }
 
-/* The arithmetic flags and DF lie apart from the rest; CC_OP_EFLAGS says that they are not to be computed. */
+/*
+ * While the engine runs, the arithmetic flags and DF lie apart from the rest; CC_OP_EFLAGS says that they are not to be
+ * computed. When it begins to run it takes them from `eflags` (cpu_exec_enter): soft_settle_rflags() puts them there.
+ */
 void soft_set_rflags(struct soft_cpu *s, uint64_t flags)
 {
     struct cpu *c = s->cpu;
@@ -103,6 +106,12 @@ void soft_set_rflags(struct soft_cpu *s, uint64_t flags)
     c->cc_src = flags & FLAGS_ARITHMETIC;
     c->df = flags & FLAG_DF ? -1 : 1;
     c->eflags = (flags & ~(uint64_t)(FLAGS_ARITHMETIC | FLAG_DF)) | 2;
+}
+
+void soft_settle_rflags(struct soft_cpu *s)
+{
+    uint32_t flags = soft_rflags(s);
+    unicorn.reg_write(s->engine, UC_X86_REG_EFLAGS, &flags);
 }
 
 uint64_t soft_linear_rip(const struct cpu *c)
@@ -179,6 +188,8 @@ struct soft_cpu *soft_open(int *error)
         *error = unicorn.ctl(s->engine, UC_CTL_EXITS_ENABLED, 1);
     if (!*error)
         *error = unicorn.context_alloc(s->engine, &s->context);
+    if (!*error)
+        *error = unicorn.context_alloc(s->engine, &s->before_probe);
     if (!*error && !find_state(s))
         *error = -1;
     if (!*error)
@@ -205,6 +216,8 @@ void soft_close(struct soft_cpu *s)
         return;
     if (s->context)
         unicorn.context_free(s->context);
+    if (s->before_probe)
+        unicorn.context_free(s->before_probe);
     if (s->engine)
         unicorn.close(s->engine);
     free(s);

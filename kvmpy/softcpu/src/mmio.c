@@ -19,9 +19,22 @@ static void access_memory(struct soft_cpu *s)
     unicorn.emu_stop(s->engine);
 }
 
+/* INS stores twice: the engine tries the place first, and then it writes what the port has answered. */
+static int is_tried(struct soft_cpu *s, uint64_t gpa, uint64_t value)
+{
+    for (uint32_t i = 0; i < s->piece_count && s->has_input; i++)
+        if (s->pieces[i].gpa == gpa && s->pieces[i].is_write) {
+            s->pieces[i].value = value;
+            return 1;
+        }
+    return 0;
+}
+
 static void note_piece(struct soft_cpu *s, uint64_t gpa, uint32_t size, int is_write, uint64_t value)
 {
     uint64_t mask = size == 8 ? ~0ull : (1ull << 8 * size) - 1;
+    if (is_tried(s, gpa, value & mask))
+        return;
     if (!soft_host(s, gpa, size, 0) && s->piece_count < SOFT_PIECES && (s->probing || is_write))
         s->pieces[s->piece_count++] = (struct soft_piece){gpa, value & mask, size, is_write};
 }
@@ -155,11 +168,14 @@ static uint64_t finish_access(struct soft_cpu *s)
 uint64_t soft_mmio_exit(struct soft_cpu *s)
 {
     s->probing = 1;
-    s->probe_failed = 0;
-    s->piece_count = 0;
-    run_one_watched(s); /* which saved the state that is put back */
+    unicorn.context_save(s->engine, s->before_probe);
+    do { /* again, when it met instructions that have to be stopped at (sensitive.c) */
+        s->probe_failed = 0;
+        s->piece_count = 0;
+        run_one_watched(s);
+        unicorn.context_restore(s->engine, s->before_probe);
+    } while (s->stale_size);
     s->probing = 0;
-    unicorn.context_restore(s->engine, s->context);
     keep_pieces(s, 0);
     return s->piece_count && !s->probe_failed ? exit_of_piece(s, 0) : finish_access(s);
 }
@@ -208,6 +224,7 @@ uint64_t soft_finish_rom(struct soft_cpu *s)
     memcpy(before, host, s->rom_size);
     unicorn.mem_protect(s->engine, page, 0x1000, UC_PROT_ALL);
     int error = soft_run_one(s);
+    s->has_input = 0;
     memcpy(host, before, s->rom_size);
     unicorn.mem_protect(s->engine, page, 0x1000, UC_PROT_READ | UC_PROT_EXEC);
     return soft_exit_of(s, error, 1);

@@ -96,10 +96,9 @@ uint32_t soft_on_in(uc_engine *engine, uint32_t port, int size, void *data)
     (void)engine;
     if (s->exit || s->stopped)
         return 0;
-    if (s->pending == SOFT_INS) { /* it runs again, and this time goes through */
+    if (s->has_input) { /* it runs again, and this time goes through */
         uint32_t value;
         memcpy(&value, s->io_data, 4);
-        s->pending = SOFT_DONE;
         return value;
     }
     note_instruction(s);

@@ -42,6 +42,7 @@ static void go(struct soft_cpu *s)
     s->exit = 0;
     s->stopped = 0;
     s->first_block = 1;
+    soft_settle_rflags(s);
 }
 
 /* Execute until something happens, and return Unicorn's error. */
@@ -90,6 +91,16 @@ uint64_t soft_exit_of(struct soft_cpu *s, int error, int counted)
     return KVM_EXIT_INTERNAL_ERROR;
 }
 
+/* The port has answered: the instruction stores that, which exits once more where there is no memory. */
+static uint64_t finish_ins(struct soft_cpu *s)
+{
+    s->has_input = 1;
+    s->pending = SOFT_DONE;
+    uint64_t exit = soft_exit_of(s, soft_run_one(s), 1);
+    s->has_input = s->pending == SOFT_ROM; /* then it runs once more */
+    return exit;
+}
+
 /* Do what the last exit left to do; return an exit that comes of it, or 0. */
 static uint64_t finish_pending(struct soft_cpu *s)
 {
@@ -98,7 +109,7 @@ static uint64_t finish_pending(struct soft_cpu *s)
         soft_finish_in(s);
         return 0;
     case SOFT_INS:
-        return soft_exit_of(s, soft_run_one(s), 1);
+        return finish_ins(s);
     case SOFT_MMIO:
         return soft_finish_mmio(s);
     case SOFT_ROM:
@@ -124,7 +135,11 @@ static void flush(struct soft_cpu *s)
 
 static uint64_t before_guest(struct soft_cpu *s)
 {
+    /* A kick is heard behind the instruction that exited, unless that exits again and again. */
+    if (s->exits_again && __atomic_exchange_n(&s->kicked, 0, __ATOMIC_SEQ_CST))
+        return KVM_EXIT_INTR;
     uint64_t exit = finish_pending(s);
+    s->exits_again = exit != 0;
     if (!exit && s->shut_down)
         exit = KVM_EXIT_SHUTDOWN;
     if (!exit && __atomic_exchange_n(&s->kicked, 0, __ATOMIC_SEQ_CST))

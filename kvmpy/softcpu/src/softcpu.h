@@ -48,6 +48,7 @@ struct soft_watch {
 struct soft_cpu {
     uc_engine *engine;
     uc_context *context;
+    uc_context *before_probe; /* what a probe is put back to; hooks save over `context` while it runs */
     struct cpu *cpu; /* inside `context`, valid after load_cpu() */
     int32_t *error_code, *is_int, *old_exception;
 
@@ -77,6 +78,8 @@ struct soft_cpu {
     struct soft_piece rest;    /* of an access that goes on in another page; `gpa` is the number of the first */
     int probing, probe_failed; /* the instruction runs only to see what it accesses */
     int finishing;            /* it runs for good, its reads are answered */
+    int exits_again;          /* what the last exit left to do ended in another */
+    int has_input;            /* INS runs again with what its port answered */
     uint64_t rom_gpa;
     uint32_t rom_size;
     uint64_t at;       /* RIP of the instruction that accesses */
@@ -151,6 +154,7 @@ struct cpu *soft_load_cpu(struct soft_cpu *s);
 void soft_store_cpu(struct soft_cpu *s, int flush);
 uint64_t soft_rflags(struct soft_cpu *s);
 void soft_set_rflags(struct soft_cpu *s, uint64_t flags);
+void soft_settle_rflags(struct soft_cpu *s);
 int soft_set_breakpoints(struct soft_cpu *s, const uint64_t *addresses, uint32_t count);
 int soft_set_watches(struct soft_cpu *s, const struct soft_watch *watches, uint32_t count);
 int soft_translate(struct soft_cpu *s, uint64_t linear, uint64_t *gpa);
