@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from conftest import Guests
+from machines import loaded
 from peers import needs_kvm
 
 from kvmpy.accel import packed
@@ -16,8 +18,10 @@ from kvmpy.accel.exits import Debug, Hlt, Interrupted, IoIn, IoOut, IrqWindowOpe
 from kvmpy.accel.testbed import CODE, PRESENT_WRITABLE_USER, PT, Testbed
 from kvmpy.errors import ConfigError
 from kvmpy.kvm.vcpu import kick_signals
+from kvmpy.machine.stop import StopKind
 
 DEVICE, OTHER = 0xD000_0000, 0xD010_0000
+ROM = 0xE000_0000
 WINDOW = 0x1F_0000
 PAGE_FAULT = 14
 
@@ -311,3 +315,44 @@ def test_a_machine_tells_of_it_at_once(irqchip: str) -> None:
 @BECOMING
 def test_a_machine_that_gets_no_thread_says_so() -> None:
     assert "HostError: vCPU 0: the host gives no thread for it" in run_without_workers("machine", "none", "1")
+
+
+# Guests that exit for ever, each in a way of its own; what they touch is answered with nothing.
+RESTLESS = {
+    "a port": "again: in al, 0xf0\njmp again",
+    "a device": f"mov ebx, {DEVICE:#x}\nagain: mov eax, [ebx]\njmp again",
+    "a port to a device": f"again: mov edi, {DEVICE:#x}\nmov edx, 0xf0\nmov ecx, -1\nrep insb\njmp again",
+    "a device to a port": f"again: mov esi, {DEVICE:#x}\nmov edx, 0xf0\nmov ecx, -1\nrep outsb\njmp again",
+    "a device to a device": f"again: mov esi, {DEVICE:#x}\nmov edi, {OTHER:#x}\nmov ecx, -1\nrep movsd\njmp again",
+    "a device to read-only memory": f"again: mov esi, {DEVICE:#x}\nmov edi, {ROM:#x}\nmovsb\njmp again",
+    "a port to read-only memory": f"again: mov edx, 0xf0\nmov edi, {ROM:#x}\ninsb\njmp again",
+    "the end of read-only memory": f"again: mov edi, {ROM + 0xFFE:#x}\nmov dword ptr [edi], 1\njmp again",
+    "nothing": "again: jmp again",
+}
+FEW = 40  # exits that may come before a kick is heard: those of one instruction
+
+
+@pytest.mark.parametrize("what", RESTLESS)
+def test_a_kick_is_heard_whatever_the_guest_does(guests: Guests, what: str) -> None:
+    bed = guests.load(32, RESTLESS[what])
+    bed.vm.close()
+    bed.memory.add(ROM, 0x1000, readonly=True, name="rom")
+    bed.vm = guests.accelerator.create_vm()
+    bed.vm.add_memory(bed.memory)
+    bed.vcpu = bed.vm.create_vcpu()
+    state = bed.initial_state()
+    bed.vcpu.regs, bed.vcpu.sregs = state.regs, state.sregs
+    for _ in range(100 if what != "nothing" else 0):
+        assert not isinstance(bed.go(), Interrupted)
+    for _ in range(3):
+        bed.vcpu.kick()
+        assert any(isinstance(bed.vcpu.run(), Interrupted) for _ in range(FEW))
+
+
+@pytest.mark.parametrize("what", [name for name in RESTLESS if "read-only" not in name])
+def test_a_machine_stops_at_its_deadline_whatever_the_guest_does(accelerator: Accelerator, what: str) -> None:
+    """The software CPU once took 11 s to hear of it."""
+    with loaded(accelerator, RESTLESS[what], mode="protected") as machine:
+        started = time.monotonic()
+        assert machine.run(timeout=0.2).kind == StopKind.TIMEOUT
+        assert time.monotonic() - started < 3

@@ -33,7 +33,7 @@ from kvmpy.accel.exits import (
 )
 from kvmpy.devices.base import Device
 from kvmpy.errors import ConfigError
-from kvmpy.machine.dispatch import kind_of
+from kvmpy.machine.dispatch import KEPT, kind_of
 from kvmpy.machine.machine import Machine
 from kvmpy.machine.stop import Stop, StopKind
 
@@ -412,3 +412,42 @@ def test_a_second_run_starts_soon(accelerator: Accelerator) -> None:
         assert list(machine._threads) == first
         assert names == {"vcpu0"}
         assert best < 0.05
+
+
+EVERY_VALUE_TO_MANY_PORTS = """
+    mov edx, 0x1000
+    xor eax, eax
+next:
+    out dx, al
+    inc al
+    jnz next
+    inc edx
+    cmp edx, 0x1080
+    jb next
+    hlt
+"""
+
+
+@pytest.mark.parametrize("who", ["handler", "device"])
+def test_what_was_found_once_is_not_kept_for_ever(accelerator: Accelerator, who: str) -> None:
+    """A guest chooses port and value: 65,536 times 256 of them would be 4.5 GB of the host's."""
+    written = bytearray()
+
+    class Sink(Device):
+        name = "sink"
+
+        def read(self, offset: int, size: int) -> int:
+            return 0
+
+        def write(self, offset: int, size: int, value: int) -> None:
+            written.append(value)
+
+    with loaded(accelerator, EVERY_VALUE_TO_MANY_PORTS) as machine:
+        if who == "device":
+            machine.bus.ports.add(Sink(), 0x1000, 0x1000)
+        else:
+            machine.handlers[IoOut] = lambda _vcpu, exit: written.extend(exit.data)
+        assert machine.run(timeout=30).kind == StopKind.HALT
+        assert len(written) == 128 * 256
+        assert bytes(written[:256]) == bytes(range(256))
+        assert len(machine.dispatches[0]) <= KEPT
