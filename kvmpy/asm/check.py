@@ -10,7 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 from kvmpy.asm.disassembler import capstone_engine
+from kvmpy.asm.instruction import Instruction
 from kvmpy.asm.operands import Far, Immediate, Memory, Operand, Register
+from kvmpy.asm.prefixes import (
+    NATIVE,
+    OPERAND_SIZE,
+    SEGMENT_PREFIX,
+    default_segment,
+    far_width,
+    legacy_prefixes,
+    width_of,
+)
 from kvmpy.asm.special import CONDITIONS, is_condition
 from kvmpy.errors import AssemblyError
 
@@ -18,10 +28,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kvmpy.asm.instruction import Instruction
-
 SAME = {
-    "movabs": "mov", "sal": "shl", "fwait": "wait", "ljmp": "jmp", "lcall": "call", "loopz": "loope", "loopnz":
+    "movabs": "mov", "sal": "shl", "fwait": "wait", "loopz": "loope", "loopnz":
     "loopne", "sysretq": "sysret", "sysretl": "sysret", "sysexitq": "sysexit", "pushaw": "pusha", "pushal": "pusha",
     "pushad": "pusha", "popaw": "popa", "popal": "popa", "popad": "popa", "pushfw": "pushf", "pushfd": "pushf",
     "pushfq": "pushf", "popfw": "popf", "popfd": "popf", "popfq": "popf", "iretd": "iret", "iretw": "iret",
@@ -29,8 +37,8 @@ SAME = {
     "repz": "repe", "repnz": "repne",
 }  # fmt: skip
 # Instructions of a fixed width, whose width must be the mode's own unless the mnemonic says another one.
-WIDTH_MATTERS = ("iret", "ret", "retf", "call", "pushf", "popf", "lgdt", "lidt", "sgdt", "sidt")
-WIDTH_SUFFIX = {"iretd": 32, "iretq": 64, "iretw": 16, "pushfd": 32, "popfd": 32, "pushfw": 16, "popfw": 16}
+WIDTH_MATTERS = ("iret", "ret", "retf", "lgdt", "lidt", "sgdt", "sidt")
+WIDTH_SUFFIX = {"iretd": 32, "iretq": 64, "iretw": 16}
 EITHER_ORDER = ("xchg", "test")
 STRINGS = frozenset(
     f"{kind}{size}" for kind in ("ins", "outs", "movs", "stos", "lods", "scas", "cmps") for size in "bwdq"
@@ -49,9 +57,15 @@ WITHOUT_WIDTH = (
     "fxrstor",
     "xsave",
     "xrstor",
+    "ljmp",
+    "lcall",
 )
 LEFT_OUT = ("st", "st(0)", "xmm0")  # registers that Capstone does not show where they are implied
-OPERAND_SIZE = 0x66
+# The bytes that these read of memory, where Capstone says others.
+TRUE_SIZE = {"comiss": 4, "ucomiss": 4, "comisd": 8, "ucomisd": 8}
+INDIRECT = 0xFF
+PREDICATES = ("eq", "lt", "le", "unord", "neq", "nlt", "nle", "ord")  # of CMPPS and its like, by number
+COMPARISONS = ("cmpps", "cmppd", "cmpss", "cmpsd")
 REGISTER, IMMEDIATE, MEMORY = 1, 2, 3  # X86_OP_*
 
 
@@ -70,16 +84,56 @@ def read_back(code: bytes, bits: int, address: int = 0) -> Any:
 def check(instruction: Instruction, code: bytes, constants: Mapping[str, int], places: Mapping[int, int]) -> Any:
     """Compare an instruction with its code, and return what Capstone read; Mismatch tells how they differ."""
     found = read_back(code, instruction.bits)
-    made = found.mnemonic.split()[-1]
+    made = _mnemonic(found)
     if made == "nop" and instruction.mnemonic == "xchg" and _changes_nothing(instruction):
         return found
+    if instruction.mnemonic in COMPARISONS and len(instruction.operands) == 3:
+        instruction = _by_predicate(instruction, constants)
     if _canonical(instruction.mnemonic) != _canonical(made):
         raise _differs(found, "another instruction")
+    _check_prefixes(instruction, found)
     if _canonical(instruction.mnemonic) in WIDTH_MATTERS:
         _check_width(instruction.mnemonic, found, instruction.bits)
     if made not in STRINGS:
         _compare(instruction, found, constants, places)
     return found
+
+
+def _mnemonic(found: Any) -> str:
+    """Return the mnemonic alone; a far jump or call by memory is FF /5 or /3, which Capstone names in two ways."""
+    made: str = found.mnemonic.split()[-1]
+    if found.opcode[0] == INDIRECT and found.modrm >> 3 & 7 in (3, 5):
+        return "lcall" if found.modrm >> 3 & 7 == 3 else "ljmp"
+    return made
+
+
+def _by_predicate(instruction: Instruction, constants: Mapping[str, int]) -> Instruction:
+    """Return a comparison as Capstone shows it: with the name of its predicate instead of the number."""
+    number = instruction.operands[2]
+    value = number.value.evaluate(constants) if isinstance(number, Immediate) else -1
+    if not 0 <= value < len(PREDICATES):
+        raise Mismatch("the last operand is a number from 0 to 7, the kind of comparison")
+    name = f"cmp{PREDICATES[value]}{instruction.mnemonic[3:]}"
+    return Instruction([*instruction.prefixes, name], instruction.operands[:2], instruction.bits, instruction.column)
+
+
+def _check_prefixes(instruction: Instruction, found: Any) -> None:
+    """Compare the width on the stack and the segment with the bytes; Capstone's text shows neither."""
+    prefixes = legacy_prefixes(bytes(found.bytes))
+    width = width_of(instruction)
+    if width and (OPERAND_SIZE in prefixes) != (width != NATIVE[instruction.bits]):
+        raise _differs(found, "another width")
+    offset = far_width(instruction)
+    if offset and (OPERAND_SIZE in prefixes) != (offset != min(NATIVE[instruction.bits], 4)):
+        raise _differs(found, "another width")
+    segments = [name for name, prefix in SEGMENT_PREFIX.items() if prefix in prefixes]
+    memory = next((operand for operand in instruction.operands if isinstance(operand, Memory)), None)
+    if memory is None or _mnemonic(found) in STRINGS:
+        return
+    bases = [found.reg_name(operand.mem.base) or "" for operand in found.operands if operand.type == MEMORY]
+    made = segments[-1] if segments else default_segment(bases[0] if bases else memory.base)
+    if made != (memory.segment or default_segment(memory.base)):
+        raise _differs(found, "another segment")
 
 
 def _changes_nothing(instruction: Instruction) -> bool:
@@ -152,16 +206,16 @@ def _same_address(
 ) -> bool:
     memory = made.mem
     names = [found.reg_name(reg) or "" if reg else "" for reg in (memory.segment, memory.base, memory.index)]
-    segment, base, index = ("" if name in ("eiz", "riz") else name for name in names)
-    if segment != operand.segment and not (segment == "" and operand.segment in ("ds", "ss", "es", "cs")):
-        return False
+    _, base, index = ("" if name in ("eiz", "riz") else name for name in names)
     wanted = [(operand.base, 1)] if operand.base else []
     wanted += [(operand.index, operand.scale)] if operand.index else []
     seen = [(base, 1)] if base else []
     seen += [(index, memory.scale)] if index else []
     if sorted(wanted) != sorted(seen):
         return False
-    if operand.size and made.size != operand.size and not found.mnemonic.startswith(WITHOUT_WIDTH):
+    mnemonic = _mnemonic(found)
+    size = TRUE_SIZE.get(mnemonic, made.size)
+    if operand.size and size != operand.size and not mnemonic.startswith(WITHOUT_WIDTH):
         return False
     value = 0
     if operand.displacement is not None:

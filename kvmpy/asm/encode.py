@@ -13,6 +13,7 @@ from typing import Any
 from kvmpy.asm.check import STRINGS, Mismatch, check, read_back
 from kvmpy.asm.instruction import Encoded, Field, Instruction
 from kvmpy.asm.operands import HIGH_BYTES, NEED_REX, NEW, Far, Immediate, Memory, Operand, Register
+from kvmpy.asm.prefixes import sized, with_prefixes
 from kvmpy.asm.special import special
 from kvmpy.asm.tokens import Misplaced
 
@@ -79,12 +80,16 @@ def _check_prefixes(instruction: Instruction) -> None:
     if is_string and instruction.operands:
         raise Misplaced(instruction.column, f"'{name}' takes no operands here: its addresses are (E/R)SI and (E/R)DI")
     for prefix in instruction.prefixes:
-        if prefix == "lock" and (
-            name not in LOCKABLE or not any(isinstance(o, Memory) for o in instruction.operands[:2])
-        ):
-            raise Misplaced(instruction.column, f"'{name}' cannot be locked; only a read and write of memory can")
+        if prefix == "lock" and (name not in LOCKABLE or not _writes_memory(instruction)):
+            raise Misplaced(instruction.column, f"'{name}' cannot be locked; only what reads and writes memory can")
         if prefix != "lock" and not is_string and name != "ret":
             raise Misplaced(instruction.column, f"'{name}' cannot be repeated; only string instructions can")
+
+
+def _writes_memory(instruction: Instruction) -> bool:
+    """Whether the destination is memory; XCHG has two, in either order."""
+    operands = instruction.operands if instruction.mnemonic == "xchg" else instruction.operands[:1]
+    return any(isinstance(operand, Memory) for operand in operands)
 
 
 def _check_high_bytes(instruction: Instruction) -> None:
@@ -110,7 +115,7 @@ def _text(instruction: Instruction, constants: Mapping[str, int], places: Mappin
             raise Misplaced(value.column or instruction.column, "a value takes more than 64 bits")
         return f"-{-result:#x}" if result < 0 else f"{result:#x}"
 
-    shown = [_shown(operand, number) for operand in instruction.operands]
+    shown = [_shown(sized(instruction, operand), number) for operand in instruction.operands]
     return f"{instruction.mnemonic} {', '.join(shown)}".rstrip()
 
 
@@ -122,7 +127,7 @@ def _encoded(instruction: Instruction, text: str, constants: Mapping[str, int], 
         code = _mended(instruction, code, places)
         found = check(instruction, code, constants, places)
     except Mismatch as error:
-        raise Misplaced(instruction.column, str(error)) from None
+        raise Misplaced(instruction.column, f"{error}; write its bytes with .byte") from None
     return Encoded(
         code, [_field(instruction, value, found, places) for value in instruction.values() if id(value) in places]
     )
@@ -161,7 +166,7 @@ def _shown(operand: Operand, number: Any) -> str:
     inside = " + ".join(parts).replace("+ -", "- ")
     if not parts:
         raise Misplaced(operand.column, "expected an address in the brackets")
-    size = f"{SIZE_NAMES[operand.size]} ptr " if operand.size else ""
+    size = f"{SIZE_NAMES[operand.size]} ptr " if operand.size and operand.size != 6 else ""
     return f"{size}{operand.segment}{':' if operand.segment else ''}[{inside}]"
 
 
@@ -188,22 +193,22 @@ def _is_absolute(instruction: Instruction, value: Expression) -> bool:
 
 
 def _mended(instruction: Instruction, code: bytes, places: Mapping[int, int]) -> bytes:
-    """Undo two of Keystone's liberties.
+    """Undo Keystone's liberties, those with prefixes besides (prefixes.py).
 
     In 32-bit code it spoils LGDT and its like with an operand-size prefix. In 64-bit code it counts an address without
     registers from RIP, where nobody knows yet what that will be; ModRM 100 with SIB 0x25 is the address itself (Intel
     SDM vol. 2, 2.2.1.6).
     """
     if instruction.bits == 32 and instruction.mnemonic in TABLES and code[:1] == b"\x66":
-        return code[1:]
+        code = code[1:]
     absolute = [value for value in instruction.values() if _is_absolute(instruction, value)]
     if absolute:
         encoding = read_back(code, instruction.bits).encoding
         modrm, at = encoding.modrm_offset, encoding.disp_offset
         if modrm and code[modrm] & 0xC7 == 0x05:
             form = bytes((code[modrm] & 0xF8 | 0x04, 0x25))
-            return code[:modrm] + form + places[id(absolute[0])].to_bytes(4, "little") + code[at + 4 :]
-    return code
+            code = code[:modrm] + form + places[id(absolute[0])].to_bytes(4, "little") + code[at + 4 :]
+    return with_prefixes(instruction, code)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -229,6 +234,6 @@ def _plain(complaint: str) -> str:
     words = complaint.split(" (KS_ERR")[0].lower()
     return {
         "missing cpu feature": "there is no such instruction in this mode",
-        "invalid mnemonic": "there is no such instruction",
+        "invalid mnemonic": "there is no such instruction here; write its bytes with .byte if the processor has it",
         "invalid operand": "these operands do not go with this instruction",
     }.get(words, words)

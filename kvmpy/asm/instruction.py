@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kvmpy.asm.operands import Operand
 
 
+FAR_SIZES = {16: (4, 6), 32: (6,), 64: (6,)}  # of what is no address by itself, but one with its selector
 PREFIXES = ("rep", "repe", "repz", "repne", "repnz", "lock")
 
 
@@ -54,6 +55,9 @@ class Instruction:
     def __init__(self, words: list[str], operands: list[Operand], bits: int, column: int) -> None:
         self.prefixes, self.mnemonic = words[:-1], words[-1]
         self.operands = operands
+        first = operands[0] if operands else None
+        if self.mnemonic in ("jmp", "call") and isinstance(first, Memory) and first.size in FAR_SIZES[bits]:
+            self.mnemonic = f"l{self.mnemonic}"  # selector and offset: a far one
         self.bits = bits
         self.column = column
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 
 from kvmpy.asm.instruction import Encoded, Field
-from kvmpy.asm.operands import Far, Immediate, Register
+from kvmpy.asm.operands import Far, Immediate
+from kvmpy.asm.prefixes import width_of, with_prefixes
 from kvmpy.asm.tokens import Misplaced
 
 TYPE_CHECKING = False
@@ -34,18 +35,17 @@ FAR_OPCODE = {"jmp": 0xEA, "ljmp": 0xEA, "call": 0x9A, "lcall": 0x9A}
 FIXED = {
     16: {"ret": "c3", "retn": "c3", "retf": "cb", "iretw": "cf", "movsd": "66a5", "cbw": "98", "cwde": "6698",
         "cwd": "99", "cdq": "6699", "endbr32": "f30f1efb"},
-    32: {"iret": "cf", "pushf": "9c", "popf": "9d", "movsd": "a5", "endbr32": "f30f1efb"},
-    64: {
-        "sysretq": "480f07", "sysretl": "0f07", "sysexitq": "480f35", "pushf": "9c", "popf": "9d", "movsd": "a5",
-        "endbr64": "f30f1efa",
-    },
+    32: {"iret": "cf", "iretw": "66cf", "movsd": "a5", "endbr32": "f30f1efb"},
+    64: {"sysretq": "480f07", "sysretl": "0f07", "sysexitq": "480f35", "iretw": "66cf", "movsd": "a5",
+        "endbr64": "f30f1efa"},
 }  # fmt: skip
+# In every mode: other names, and what has a number that may be left out.
+EVERYWHERE = {
+    "pushf": "9c", "popf": "9d", "pushfw": "9c", "popfw": "9d", "pushfd": "9c", "popfd": "9d", "pushfq": "9c",
+    "popfq": "9d", "xlat": "d7", "lret": "cb",
+}  # fmt: skip
+ADJUST = {"aam": b"\xd4", "aad": b"\xd5"}  # by ten, if nothing else is said; not in 64-bit code
 RETURNS = {"ret": b"\xc2", "retn": b"\xc2", "retf": b"\xca"}
-SEGMENT_STACK = {
-    ("push", "es"): "06", ("push", "cs"): "0e", ("push", "ss"): "16", ("push", "ds"): "1e", ("pop", "es"): "07",
-    ("pop", "ss"): "17", ("pop", "ds"): "1f", ("push", "fs"): "0fa0", ("push", "gs"): "0fa8", ("pop", "fs"): "0fa1",
-    ("pop", "gs"): "0fa9",
-}  # fmt: skip
 
 
 class Branch:
@@ -98,21 +98,49 @@ def special(instruction: Instruction, constants: Mapping[str, int]) -> Encoded |
         if isinstance(operand, Far):
             return _far(instruction, operand)
     if not operands:
-        fixed = FIXED[bits].get(mnemonic)
-        return Encoded(bytes.fromhex(fixed), []) if fixed else None
+        return _fixed(instruction)
+    first = operands[0]
+    if mnemonic == "enter" and len(operands) == 2 and isinstance(first, Immediate):
+        level = operands[1]
+        if isinstance(level, Immediate):
+            return Encoded(b"\xc8" + bytes(3), [Field(1, 2, first.value, 2), Field(3, 1, level.value, 1)])
     if len(operands) != 1:
         return None
-    first = operands[0]
-    if bits == 32 and isinstance(first, Register) and (mnemonic, first.name) in SEGMENT_STACK:
-        return Encoded(bytes.fromhex(SEGMENT_STACK[mnemonic, first.name]), [])
     if isinstance(first, Immediate) and mnemonic in RETURNS:  # Keystone never returns from a number that is too large
         return _with_value(RETURNS[mnemonic], 2, first.value)
-    if bits == 16 and isinstance(first, Immediate):
-        if mnemonic == "push" and first.size in (0, 2):
-            return _with_value(b"\x68", 2, first.value)
-        if mnemonic == "push" and first.size == 4:
-            return _with_value(b"\x66\x68", 4, first.value)
+    if isinstance(first, Immediate) and mnemonic == "push":
+        return _push(instruction, first, constants)
+    if isinstance(first, Immediate) and mnemonic in ADJUST and bits != 64:
+        return _with_value(ADJUST[mnemonic], 1, first.value)
     return None
+
+
+def _fixed(instruction: Instruction) -> Encoded | None:
+    mnemonic, bits = instruction.mnemonic, instruction.bits
+    if mnemonic in ADJUST and bits != 64:
+        return Encoded(ADJUST[mnemonic] + b"\x0a", [])
+    fixed = FIXED[bits].get(mnemonic, EVERYWHERE.get(mnemonic))
+    return Encoded(with_prefixes(instruction, bytes.fromhex(fixed)), []) if fixed else None
+
+
+def _push(instruction: Instruction, operand: Immediate, constants: Mapping[str, int]) -> Encoded:
+    """Return a push of a number: one byte is enough where its sign, extended, gives the number (SDM vol. 2, PUSH)."""
+    width = width_of(instruction)
+    prefix = with_prefixes(instruction, b"")
+    if operand.value.is_constant(constants):
+        value = operand.value.evaluate(constants)
+        if not -(1 << 8 * width - 1) <= value < 1 << 8 * width:
+            raise Misplaced(operand.column, f"{value:#x} does not fit in {width} byte{'s' * (width > 1)}")
+        signed = (value + (1 << 8 * width - 1)) % (1 << 8 * width) - (1 << 8 * width - 1)
+        if -0x80 <= signed < 0x80:
+            return Encoded(prefix + b"\x6a" + (signed & 0xFF).to_bytes(1, "little"), [])
+        if width == 8 and not -(1 << 31) <= signed < 1 << 31:
+            text = f"a push takes 4 bytes and extends their sign, which is not {value:#x}; push a register with it"
+            raise Misplaced(operand.column, text)
+        size = min(width, 4)
+        return Encoded(prefix + b"\x68" + (signed % (1 << 8 * size)).to_bytes(size, "little"), [])
+    size = min(width, 4)
+    return Encoded(prefix + b"\x68" + bytes(size), [Field(len(prefix) + 1, size, operand.value, width)])
 
 
 def _with_value(opcode: bytes, size: int, value: Expression) -> Encoded:

@@ -12,6 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from kvmpy.asm import assemble, disassemble
+from kvmpy.asm.prefixes import legacy_prefixes
 
 pytestmark = pytest.mark.calls("as", "objcopy", "nm")
 
@@ -68,7 +69,10 @@ class Maker:
 
     def memory(self, width: int | str) -> str:
         size = SIZES[width] if isinstance(width, int) else width
-        return f"{size} ptr {self.random.choice(['', '', '', 'fs:', 'gs:'])}{self.place()}"
+        return f"{size} ptr {self.segment()}{self.place()}"
+
+    def segment(self) -> str:
+        return self.random.choice(["", "", "", "", "ds:", "ss:", "es:", "cs:", "fs:", "gs:"])
 
     def either(self, width: int) -> str:
         return self.register(width) if self.random.random() < 0.5 else self.memory(width)
@@ -142,7 +146,36 @@ class Maker:
         ])  # fmt: skip
 
     def make_stack(self) -> str:
-        return f"{self.one_of('push pop')} {self.register(self.bits)}"
+        narrow, wide = (16, 64) if self.bits == 64 else (16, 32)
+        name, width = self.one_of("push pop"), self.random.choice([narrow, wide])
+        number = self.random.choice([self.immediate(width), self.random.randrange(0x100), 0xFFFF, 0xFF80])
+        segments = "fs gs" if self.bits == 64 else "fs gs ds es ss"
+        return self.random.choice([
+            f"{name} {self.register(width)}", f"{name} {self.memory(width)}", f"{name} {self.one_of(segments)}",
+            f"push {number if self.bits != 16 else self.immediate(16)}", f"push {SIZES[width]} ptr {number}",
+            f"{name}{'fq' if self.bits == 64 else 'fd'}",
+            f"{name}{'fw' if self.bits == 64 else self.one_of('fw aw ad')}", f"ret {self.random.randrange(0x10000)}",
+        ])  # fmt: skip
+
+    def make_far(self) -> str:
+        return f"{self.one_of('jmp call')} fword ptr {self.segment()}{self.place()}"
+
+    def make_near(self) -> str:
+        widths = [64] if self.bits == 64 else [16, 32]
+        return f"{self.one_of('jmp call')} {self.either(self.random.choice(widths))}"
+
+    def make_load(self) -> str:
+        return f"lea {self.register(32)}, {self.place()}"
+
+    def make_comparison(self) -> str:
+        one, two = (f"xmm{self.random.randrange(8)}" for _ in "12")
+        names = "cmpps cmpss" if self.bits == 16 else "cmpps cmpss cmppd cmpsd"
+        return self.random.choice([
+            f"{self.one_of(names)} {one}, {two}, {self.random.randrange(8)}",
+            f"{self.one_of('comiss ucomiss')} {one}, {self.memory('dword')}",
+            f"enter {self.random.randrange(0x10000)}, {self.random.randrange(32)}",
+            "aam" if self.bits != 64 else f"comisd {one}, {self.memory('qword')}",
+        ])  # fmt: skip
 
     def make_table(self) -> str:
         return f"{self.one_of('lgdt lidt sgdt sidt invlpg')} {self.place()}"
@@ -183,7 +216,7 @@ def told(code: bytes, bits: int) -> str:
 
 
 @pytest.mark.parametrize("bits", [16, 32, 64])
-@settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=45, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(seed=st.integers(0, 1 << 32))
 def test_instructions_are_those_of_gnu_as(bits: int, seed: int) -> None:
     maker = Maker(Random(seed), bits)
@@ -191,5 +224,7 @@ def test_instructions_are_those_of_gnu_as(bits: int, seed: int) -> None:
     ours, theirs = assemble("\n".join(source), bits=bits), gnu(source, bits)
     assert [line.text for line in ours.lines] == source
     for line, expected in zip(ours.lines, theirs, strict=True):
-        same = line.raw == expected or told(line.raw, bits) == told(expected, bits)
+        # Capstone's text leaves out a segment that it takes for the default, and the width of some pushes.
+        alike = sorted(legacy_prefixes(line.raw)) == sorted(legacy_prefixes(expected))
+        same = line.raw == expected or (alike and told(line.raw, bits) == told(expected, bits))
         assert same, (line.text, line.raw.hex(), expected.hex(), told(line.raw, bits))
