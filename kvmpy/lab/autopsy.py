@@ -25,17 +25,24 @@ PAGE_FAULT = 14
 
 @record
 class Raised:
-    """An exception: its vector, the error code that it pushes, if it does, and for a page fault the address."""
+    """An exception: its vector, the error code that it pushes, if it does, and for a page fault the address.
+
+    `why` is what the manual's rules say of it; not `certain` is what only they say, and execution did not show.
+    """
 
     vector: int
     error_code: int | None = None
     address: int | None = None
+    why: str = ""
+    certain: bool = True
 
     def __str__(self) -> str:
         known = EXCEPTIONS.get(self.vector)
         text = f"{known.mnemonic}, {known.name}" if known else f"exception {self.vector}"
         text += "" if self.error_code is None else f", error code {self.error_code:#x}"
-        return text + ("" if self.address is None else f", address {self.address:#x}")
+        text += "" if self.address is None else f", address {self.address:#x}"
+        text += f": {self.why}" if self.why else ""
+        return text if self.certain else f"probably {text}"
 
 
 def exception_of(memory: GuestMemory, regs: Registers, sregs: SystemRegisters) -> Raised | None:

@@ -18,7 +18,9 @@ from kvmpy.cpu.segments import Gate
 from kvmpy.cpu.state import GENERAL_REGISTERS, SEGMENT_NAMES
 from kvmpy.errors import KvmpyError, MemoryAccessError
 from kvmpy.lab.autopsy import PAGE_FAULT, Raised, exception_of
+from kvmpy.lab.judgement import judge
 from kvmpy.machine.stop import StopKind
+from kvmpy.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ REFUSALS = {
     (1 << 64) - 1: "invalid guest state",
 }
 EXITS_SHOWN = 8
+NOTHING_RAISED = "none by the instruction itself: an interrupt could not be delivered, or its faults are lost"
 
 
 def post_mortem(stop: Stop, machine: Machine, symbols: Mapping[str, int] | None = None) -> list[str]:
@@ -86,7 +89,10 @@ def _raised(stop: Stop, memory: GuestMemory, regs: Registers, sregs: SystemRegis
         raised = exception_of(memory, regs, sregs)
     except KvmpyError as error:  # without Unicorn, say; the rest of the report is still worth having
         return f"not known: {error}"
-    return raised or "none by the instruction itself: an interrupt could not be delivered, or its faults are lost"
+    judged = judge(memory, regs, sregs)
+    if raised and judged and judged.vector == raised.vector:
+        return replace(raised, why=judged.why)
+    return raised or judged or NOTHING_RAISED
 
 
 def _causes(

@@ -106,7 +106,8 @@ def test_the_segment_that_was_written_is_read(guests: Guests) -> None:
     ("bits", "text", "moved"),
     [
         (16, "push 5", 2), (16, "push dword ptr 5", 4), (16, "pushad", 32), (32, "push 5", 4),
-        (32, "push word ptr 5", 2), (32, "push ds", 4), (32, "pushfd", 4), (64, "push 0xffff", 8), (64, "push word ptr 5", 2), (64, "push fs", 8),
+        (32, "push word ptr 5", 2), (32, "push ds", 4), (32, "pushfd", 4), (64, "push 0xffff", 8),
+        (64, "push word ptr 5", 2), (64, "push fs", 8),
     ],
 )  # fmt: skip
 def test_as_much_is_pushed_as_was_written(guests: Guests, bits: int, text: str, moved: int) -> None:

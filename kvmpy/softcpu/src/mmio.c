@@ -169,13 +169,11 @@ uint64_t soft_mmio_exit(struct soft_cpu *s)
 {
     s->probing = 1;
     unicorn.context_save(s->engine, s->before_probe);
-    do { /* again, when it met instructions that have to be stopped at (sensitive.c) */
-        s->probe_failed = 0;
-        s->piece_count = 0;
-        run_one_watched(s);
-        unicorn.context_restore(s->engine, s->before_probe);
-    } while (s->stale_size);
+    s->probe_failed = 0;
+    s->piece_count = 0;
+    run_one_watched(s);
     s->probing = 0;
+    unicorn.context_restore(s->engine, s->before_probe);
     keep_pieces(s, 0);
     return s->piece_count && !s->probe_failed ? exit_of_piece(s, 0) : finish_access(s);
 }

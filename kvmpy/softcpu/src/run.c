@@ -58,9 +58,12 @@ int soft_run_one(struct soft_cpu *s)
     uint64_t at = soft_linear_rip(soft_load_cpu(s));
     unicorn.ctl(s->engine, UC_CTL_REMOVE_CACHE, at, at + 1);
     soft_store_cpu(s, 0); /* if the engine met a page fault there, it would take the guest's own for a second one: #DF */
-    go(s);
+    int error;
     s->single = 1;
-    int error = unicorn.emu_start(s->engine, s->cpu->rip, 0, 0, 1);
+    do { /* again, when its block turned out to have places to stop at, before anything was executed (sensitive.c) */
+        go(s);
+        error = unicorn.emu_start(s->engine, soft_get(s, UC_X86_REG_RIP), 0, 0, 1);
+    } while (s->stale_size && !s->exit && !error);
     s->single = 0;
     return error;
 }
