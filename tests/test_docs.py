@@ -186,3 +186,13 @@ def test_the_list_of_operations_is_that_of_the_dry_run(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         assert [(number, words) for number, words in listed if shown[number] != words] == []
     assert {words for _, words in listed} >= {"let nobody", "execute sh"}
+
+
+def test_examples_are_put_into_the_pages_that_show_them() -> None:
+    """The marker is exact (pymdownx.snippets); a formatter once made `--8 < --` of it, and pages showed that."""
+    shown = []
+    for page in (ROOT / "docs").glob("**/*.md"):
+        text = page.read_text()
+        assert not re.search(r"--\s*8\s+<|8\s*<\s+--", text), page
+        shown += re.findall(r'^--8<-- "examples/(\w+)\.py"$', text, re.MULTILINE)
+    assert sorted(shown) == ["lamps", "size_command"]

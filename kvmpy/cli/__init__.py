@@ -9,7 +9,14 @@ import os
 import sys
 
 from kvmpy.cli.exit_codes import ExitCode, exit_code_of
-from kvmpy.cli.streams import UNWRITABLE, complain, forget_stdout, open_standard_descriptors, settle_stderr
+from kvmpy.cli.streams import (
+    UNWRITABLE,
+    complain,
+    forget_stdout,
+    open_standard_descriptors,
+    say_it_plainly,
+    settle_stderr,
+)
 from kvmpy.errors import NO_PROCESS, KvmpyError
 
 TYPE_CHECKING = False
@@ -20,9 +27,9 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "boot": "boot a guest, with its serial port on this terminal",
-    "run": "run something as a virtual machine, in a container, or as a process",
+    "run": "run something as a machine, in a container, or as a process",
     "container": "run a program in namespaces and control groups",
-    "compare": "ask a process, a container and a virtual machine the same questions",
+    "compare": "ask process, container and machine the same questions",
     "demo": "show how virtualization works, step by step",
     "info": "show what this host's KVM can do, and what each thing means",
     "asm": "assemble a source file into a flat image",
@@ -31,7 +38,7 @@ COMMANDS = {
 }
 
 HELP = """\
-usage: kvmpy [--version] [--help] COMMAND ...
+usage: kvmpy [-V | --version] [-h | --help] COMMAND ...
 
 A laboratory for virtualization: a tiny x86 hypervisor on KVM, and containers.
 
@@ -39,20 +46,21 @@ commands:
 {commands}
 
 examples:
-  kvmpy boot guest.bin                 the bundled kernel, with its monitor
-  echo help | kvmpy boot guest.bin     its monitor, fed from a pipe
-  kvmpy info                           what this machine can do
-  kvmpy demo trap                      what virtualization is, in one instruction
-  kvmpy compare --quick                a process, a container and a virtual machine, measured
-  kvmpy container run rootfs -- sh     the other model: a container of a directory
+  kvmpy boot guest.bin               the bundled kernel, with its monitor
+  echo help | kvmpy boot guest.bin   its monitor, fed from a pipe
+  kvmpy info                         what this machine can do
+  kvmpy demo trap                    what virtualization is, in one instruction
+  kvmpy compare --quick              process, container and machine, measured
+  kvmpy container run rootfs -- sh   the other model: a container of a directory
 
-'kvmpy COMMAND --help' explains a command, its exit codes and examples.
+'kvmpy help COMMAND' explains a command, its exit codes and examples.
 """
 
 
 def main(arguments: Sequence[str] | None = None, *, imported: Callable[[], object] = lambda: None) -> int:
     """Run the command line and return the process's exit code; `imported` is called when the command begins."""
     open_standard_descriptors()
+    say_it_plainly()
     try:
         return _main(sys.argv[1:] if arguments is None else list(arguments), imported)
     finally:
@@ -61,16 +69,27 @@ def main(arguments: Sequence[str] | None = None, *, imported: Callable[[], objec
 
 def _main(arguments: list[str], imported: Callable[[], object]) -> int:
     name = arguments[0] if arguments else "--help"
+    if name == "help" and arguments[1:]:
+        name = arguments[1]
+        arguments = [name, "--help"]
     if name in ("-h", "--help", "help"):
         return _print(help_text(), ExitCode.OK if arguments else ExitCode.USAGE)
-    if name == "--version":
+    if name in ("-V", "--version", "version"):
         from kvmpy import __version__
 
         return _print(f"kvmpy {__version__}\n")
     if name not in COMMANDS:
-        complain(f"kvmpy: no command {name!r}; there are {', '.join(COMMANDS)}")
+        complain(f"kvmpy: no command {name!r}; {_suggestion(name)}")
         return ExitCode.USAGE
     return _run(name, arguments[1:], imported)
+
+
+def _suggestion(name: str) -> str:
+    """Return what may have been meant, or all that there is."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name.lower(), COMMANDS, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
 
 
 def help_text() -> str:

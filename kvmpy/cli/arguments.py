@@ -62,7 +62,7 @@ def open_chosen(options: argparse.Namespace) -> Accelerator:
     """Open what `add_accelerator()` let the user choose, and say so when it is not the first choice."""
     accelerator = open_accelerator(options.accel)
     if accelerator.instead_of:
-        complain(f"kvmpy: the software CPU runs the guest, for {accelerator.instead_of}")
+        complain(f"kvmpy: the software CPU runs the guest, because KVM cannot: {accelerator.instead_of}")
     return accelerator
 
 
@@ -78,8 +78,10 @@ def address(text: str) -> int:
 
 
 def size(text: str) -> int:
-    """Read a size with an optional unit K, M, G or T."""
-    digits, unit = (text[:-1], UNITS[text[-1].lower()]) if text[-1:].lower() in UNITS else (text, 1)
+    """Read a size with an optional unit K, M, G or T, each 1024 times the one before; 64M, 64MB and 64MiB are one."""
+    lower = text.lower()
+    stem = lower[:-2] if lower.endswith("ib") else lower.removesuffix("b")
+    digits, unit = (stem[:-1], UNITS[stem[-1]]) if stem[-1:] in UNITS else (text, 1)
     try:
         value = int(digits, 0) * unit
     except ValueError:

@@ -19,8 +19,8 @@ LISTED_BYTES = 11
 MODE_OF_BITS = {16: "real", 32: "protected", 64: "long"}
 
 EPILOG = """\
-With -o NAME.bin and --sidecar, NAME.json is written too: mode, addresses and symbols, which 'kvmpy boot' and
-'kvmpy disasm' read.
+With -o NAME.bin and --sidecar, NAME.json is written too: mode, addresses and
+symbols, which 'kvmpy boot' and 'kvmpy disasm' read.
 
 exit codes:
   0   assembled
@@ -28,7 +28,7 @@ exit codes:
   66  the source cannot be read or was refused; the message names line and text
 
 examples:
-  kvmpy asm hello.asm -o hello.bin --origin 0x7c00 --sidecar && kvmpy boot hello.bin
+  kvmpy asm hello.asm -o hello.bin --origin 0x7c00 --sidecar
   printf 'mov al, 65\\nout 0xe9, al\\nhlt\\n' | kvmpy asm - --listing
 """
 

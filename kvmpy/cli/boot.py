@@ -31,8 +31,9 @@ STDIN, STDOUT = 0, 1
 HINTS = {StopKind.TIMEOUT: " (--timeout)", StopKind.EXIT_LIMIT: " (--max-exits)"}
 
 EPILOG = f"""\
-The guest's serial port COM1 is standard input and output. On a terminal, Ctrl-A x quits and Ctrl-A h helps; at the end
-of piped input the guest gets Ctrl-D. A bare name that is no file here is looked up among the bundled guests. NAME.json
+The guest's serial port COM1 is standard input and output. On a terminal, Ctrl-A
+x quits and Ctrl-A h helps; at the end of piped input the guest gets Ctrl-D. A
+bare name that is no file here is looked up among the bundled guests. NAME.json
 beside NAME.bin says how to boot it; the options override it.
 
 {EXPLAINED}

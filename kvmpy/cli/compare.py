@@ -20,13 +20,15 @@ if TYPE_CHECKING:
     from kvmpy.compare.figures import Answer, Question, Report
 
 EPILOG = """\
-Everything is measured here and now: time to start, memory of each, many at once, the cost of entering the kernel,
-speed, and what each sees, reaches, and does to others by its crash. What this machine lacks is said where it is missed.
+Everything is measured here and now: time to start, memory of each, many at
+once, the cost of entering the kernel, speed, and what each sees, reaches, and
+does to others by its crash. What this machine lacks is said where it is missed.
 
 exit codes:
   0    everything was measured
   2    wrong usage
-  69   something is missing here: the report says what, and how to get it, and has all the rest
+  69   something is missing here: the report says what, and how to get it, and
+       has all the rest
   71   the host failed, or FILE cannot be written
   74   standard output was closed
   129, 130, 143  SIGHUP, Ctrl-C, SIGTERM

@@ -20,8 +20,9 @@ BITS_OF_MODE = {"real": 16, "protected": 32, "long": 64}
 LOAD_OF_BITS = {16: 0x7C00, 32: 0x10_0000, 64: 0x10_0000}
 
 EPILOG = """\
-A sidecar NAME.json beside NAME.bin gives mode, address, symbols, and what is code and what data. Without one, or with
---bits, all is shown as code of one mode.
+A sidecar NAME.json beside NAME.bin gives mode, address, symbols, and what is
+code and what data. Without one, or with --bits, all is shown as code of one
+mode.
 
 exit codes:
   0   done

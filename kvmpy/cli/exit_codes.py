@@ -47,8 +47,10 @@ exit codes:
   0      the guest switched off, halted or reset itself; or Ctrl-A x
   2      wrong usage: options that are none, or do not go together
   66     the image or source cannot be read or does not fit
-  69     what was asked for is not there: KVM or the software CPU, a capability of this host's KVM
-  70     the guest crashed: triple fault, refused entry, an instruction KVM cannot run; --strict: an access to no device
+  69     what was asked for is not there: KVM or the software CPU, a capability
+         of this host's KVM
+  70     the guest crashed: triple fault, refused entry, an instruction that KVM
+         cannot run; --strict: an access to no device
   71     the host failed
   74     standard output was closed
   75     --max-exits was reached

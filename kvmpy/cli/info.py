@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     Features = dict[str, bool]
 
 EPILOG = """\
-Capabilities are what KVM says it can do; features are what an accelerator did when kvmpy tried, each in a small
-throwaway guest. The software CPU is the same everywhere: its features are known, and tried by the tests.
+Capabilities are what KVM says it can do; features are what an accelerator did
+when kvmpy tried, each in a small throwaway guest. The software CPU is the same
+everywhere: its features are known, and tried by the tests.
 
 exit codes:
   0   a guest can run, on KVM or on the software CPU
@@ -36,7 +37,7 @@ TITLES = {"kvm": "KVM", "soft": "the software CPU"}
 KVM_ADDS = (
     "ring 3 at the processor's own speed, and up to ten times as many exits a second",
     "interrupt chips, timers and eventfds in the kernel: no exit for each interrupt",
-    "AVX, segment limits, data watchpoints: all that the processor has",
+    "AVX and segment limits: all that the processor has",
 )
 
 

@@ -26,17 +26,18 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 what is run:
-  --as vm          WHAT is a guest image, or the name of a bundled guest
-  --as container   WHAT is a root directory, or an OCI bundle; behind -- the program (default sh, or the bundle's own)
-  --as process     WHAT is a program; behind -- its arguments
+  --as vm         WHAT is a guest image, or the name of a bundled guest
+  --as container  WHAT is a root directory, or an OCI bundle; behind -- the
+                  program (default sh, or the bundle's own)
+  --as process    WHAT is a program; behind -- its arguments
 
 what the options mean:
-               vm                      container                     process
-  --memory     the RAM (default 64M)   control group: pages in use   RLIMIT_AS: address space
-  --cpus       vCPUs, a whole number   control group: time           affinity: processors, rounded up
-  --timeout    the machine is stopped  every process is killed       the process is killed
-  --console    pass: standard input and output; tty: a terminal of its own (a VM's serial port is one anyway);
-               none: standard input is empty
+             vm                     container            process
+  --memory   the RAM (default 64M)  the group's pages    RLIMIT_AS: addresses
+  --cpus     vCPUs, a whole number  the group's time     affinity, rounded up
+  --timeout  the machine stops      all are killed       it is killed
+  --console  pass: standard input and output; tty: a terminal of its own (a VM's
+             serial port is one anyway); none: standard input is empty
 
 exit codes:
   0-255  the program's or the guest's own

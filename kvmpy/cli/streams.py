@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import os
@@ -27,6 +28,26 @@ def open_standard_descriptors() -> None:
             os.open(os.devnull, flags)
     if sys.stdout is None:  # so that what is printed fails, and is not lost without a word
         sys.stdout = _writer(1)
+
+
+# What stands for a character in a terminal or file that has no more than ASCII.
+PLAIN = {
+    "✓": "+", "✗": "x", "…": "...", "±": "+-", "µ": "u", "≤": "<=", "≥": ">=", "─": "-", "→": "->", "•": "*", "│": "|",
+    "━": "-", "╸": "-", "⠋": "*",
+}  # fmt: skip
+
+
+def say_it_plainly() -> None:
+    """Write characters that standard output has no code for (LC_ALL=C) as others, and never fail over one."""
+    if sys.stdout is not None and sys.stdout.encoding.lower().replace("-", "") != "utf8":
+        codecs.register_error("kvmpy-plain", _plain)
+        sys.stdout.reconfigure(errors="kvmpy-plain")  # type: ignore[union-attr]
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(PLAIN.get(c, "?") for c in error.object[error.start : error.end]), error.end
 
 
 def _writer(fd: int) -> TextIO:

@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 DEMOS = {
-    "trap": "a privileged instruction, its exit, and the answer that Python gives",
-    "modes": "real, protected, long: the climb of every PC, instruction by instruction",
-    "paging": "an address on its way through the page tables, a fault, and its repair",
+    "trap": "a privileged instruction, its exit, and Python's answer",
+    "modes": "real, protected, long: the climb of every PC, step by step",
+    "paging": "an address on its way through the tables, a fault, its repair",
     "interrupts": "from a device's line to the guest's handler, and back",
-    "device": "a new device in twenty lines of Python, and a guest that uses it",
-    "two-guests": "two systems at once on one host, neither able to reach the other",
-    "namespaces": "each of the eight on its own: before, inside, and outside again",
+    "device": "a device in twenty lines of Python, and a guest that uses it",
+    "two-guests": "two systems at once on one host, neither reaches the other",
+    "namespaces": "each of the eight on its own: before, inside, outside again",
     "chroot": "how root breaks out of a chroot, and why pivot_root holds",
     "limits": "memory, processes and CPU time, exceeded on purpose",
     "from-nothing": "a container in sixty lines of Python, without kvmpy",
-    "side-by-side": "a process, a container and a machine say who they are, and what they can reach",
+    "side-by-side": "process, container, machine: who are they, what can they reach?",
     "layers": "lower, upper, whiteout, and a hundred containers over one base",
 }
 

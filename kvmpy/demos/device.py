@@ -43,7 +43,8 @@ def run(scene: Scene) -> None:
     """Plug the multiplier in, and run a guest that needs it."""
     scene.step("This is the whole device. Registers are declared; only what is special about one is written.")
     scene.saw(*getsource(Multiplier).splitlines())
-    scene.claim("It has twenty lines, give or take.", len(getsource(Multiplier).splitlines()) <= 20)
+    count = len(getsource(Multiplier).splitlines())
+    scene.claim(f"It has {count} lines, no more than twenty.", count <= 20)
 
     printed = bytearray()
     guest = scene.guest("lessons/device.bin", output=printed.extend)
@@ -59,8 +60,8 @@ def run(scene: Scene) -> None:
     again = scene.guest("lessons/device.bin", output=printed.extend)
     scene.step("The same guest without the device.")
     again.run(timeout=DEADLINE)
-    unclaimed = sorted(again.bus.ports.unclaimed)
-    scene.saw(f"the guest printed {bytes(printed)!r}", f"accesses that no device claimed: {unclaimed}")
+    unclaimed = [f"{kind} {port:#x}, {size} bytes" for kind, port, size in sorted(again.bus.ports.unclaimed)]
+    scene.saw(f"the guest printed {bytes(printed)!r}", f"accesses that no device claimed: {'; '.join(unclaimed)}")
     scene.claim(
         "Nothing answered: the port read as all ones, and 42 is not what came of it.",
         printed != b"42\n" and ("read", PORT + 4, 2) in again.bus.ports.unclaimed,

@@ -56,7 +56,7 @@ def apart(look: Callable[[], Any], *kinds: str, before: Callable[[], None] = lam
     """
     good, value = in_child(lambda: _look_apart(look, kinds, before))
     if not good:
-        raise HostError(f"a new {' and '.join(kinds)} namespace: {value}")
+        raise HostError(f"a new {' and '.join(kinds)} namespace: {value}" if kinds else str(value))
     return value
 
 

@@ -74,7 +74,7 @@ def run(scene: Scene) -> None:
     show(scene, "the handler reads the device", in_handler)
     scene.claim("The code that runs is the one the table names.", 0 <= in_handler["ip"] - vector_table < 16)
     scene.claim(
-        "The request has moved from IRR to ISR: in service, and no other of its rank may interrupt.",
+        "The request has moved from IRR to ISR: in service, and nothing of its own or lower priority may interrupt.",
         in_handler["isr"] == 1 << IRQ and not in_handler["irr"] >> IRQ & 1,
     )
     scene.why("Reading the device lowers its line: else it would interrupt again at once.")

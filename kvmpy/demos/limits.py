@@ -24,9 +24,9 @@ MEMORY, PROCESSES, CPUS = 32 << 20, 6, 0.2
 KILLED = 128 + 9
 SECONDS = 1.0
 DEADLINE = 30.0
-# What runs inside, by the host's own Python.
 # sudo(8) has a PATH of its own, without a virtual environment's.
 AS_ROOT = """'sudo "$(command -v kvmpy)" demo limits'"""
+# What runs inside, by the host's own Python.
 TAKE_MEMORY = "x = []\nfor n in range(1, 200):\n    x.append(b'x' * (1 << 20))\n    print(n, flush=True)"
 TAKE_PROCESSES = """
 import os, signal
@@ -85,13 +85,19 @@ def run(scene: Scene) -> None:
     count, _, reason = forked.stdout.decode().strip().partition(" ")
     scene.saw(f"it got {count}, then fork(2) failed: {reason}")
     wanted = PROCESSES - 2  # sleep and the program itself
-    scene.claim(f"{wanted} children and no more: EAGAIN.", (int(count), reason) == (wanted, os.strerror(11)))
+    scene.claim(
+        f"{wanted} children and no more (EAGAIN): with the container's first process and itself that is {PROCESSES}.",
+        (int(count), reason) == (wanted, os.strerror(11)),
+    )
 
     scene.step(f"A third keeps a processor busy for {SECONDS:.0f} s.")
     passed, used = json.loads(python(box, TAKE_TIME).stdout)
     stopped = box.stats()["cpu"]["throttling"]["throttledPeriods"]
     scene.saw(f"in {passed:.2f} s it had {used:.2f} s of processor time; it was stopped in {stopped} periods")
-    scene.claim("It had at most 40 percent, and was stopped again and again.", used < 0.4 * passed and stopped > 0)
+    scene.claim(
+        f"It was stopped again and again, and had {CPUS:.0%} of the time, or not much more.",
+        used < 2 * CPUS * passed and stopped > 0,
+    )
     scene.why("In every tenth of a second the group has 20 ms; then its processes wait (sched-bwc.rst).")
 
 

@@ -187,7 +187,8 @@ def cgroup(scene: Scene) -> None:
     seen = apart(partial(join_and_look, group.join_files()))
     scene.saw(f"in the group {name}: before {seen['before']}, inside {seen['inside']}")
     scene.claim(
-        "The group is called as it is outside, and / inside.", name in seen["before"] and seen["inside"] == ["/"]
+        f"Outside the group is called {name}; inside, the same group is called /.",
+        name in seen["before"] and seen["inside"] == ["/"],
     )
 
 

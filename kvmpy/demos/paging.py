@@ -26,6 +26,7 @@ DIRECTORY = PAGE_TABLES + 2 * 4096  # PML4, PDPT, then the directory of the firs
 ENTRY = DIRECTORY + TARGET // PAGE_2M * 8
 FAULT_PORT, RESULT_PORT = 0x0E, 0x50
 SECRET = 41
+ACCESSED = 1 << 5  # of an entry (Intel SDM vol. 3, table 4-18)
 
 
 def run(scene: Scene) -> None:
@@ -52,6 +53,13 @@ def run(scene: Scene) -> None:
     scene.claim(
         "The handler returned, the same instruction ran again, and read what lies at the other place.",
         isinstance(result, exits.IoOut) and result.port == RESULT_PORT and result.value == SECRET,
+    )
+    entry = guest.memory.read_int(ENTRY, 8)
+    scene.saw(f"the last entry was written as {ELSEWHERE | PRESENT | LARGE:#x}; it is {entry:#x} now")
+    scene.claim("Bit 5 of the entry, Accessed, is set, and nobody's code wrote it.", bool(entry & ACCESSED))
+    scene.why(
+        "The processor marks each entry that it uses, so 0x07 becomes 0x27 above, too. By that, and by bit 6, Dirty, "
+        "a kernel learns which pages are worth keeping (4.8)."
     )
 
     scene.step("Next the guest writes to that address.")

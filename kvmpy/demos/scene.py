@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Held = TypeVar("Held")
 
-STEP, SAW, WHY, HOLDS, FAILS, MISSING = "step", "saw", "why", "holds", "fails", "missing"
+STEP, SAW, WHY, HOLDS, FAILS, MISSING, NOTICE = "step", "saw", "why", "holds", "fails", "missing", "notice"
 EXIT_SECONDS = 5.0
 SMALL = 16 << 20
 
@@ -86,7 +86,8 @@ class Scene:
         if self._accelerator is None:
             self._accelerator = self.hold(open_accelerator(self._chosen))
             if self._accelerator.instead_of:
-                self._say(WHY, f"The software CPU runs the guests, for {self._accelerator.instead_of}.")
+                why = self._accelerator.instead_of
+                self._say(NOTICE, f"The software CPU runs the guests, because KVM cannot: {why}.")
         return self._accelerator
 
     @property

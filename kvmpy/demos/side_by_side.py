@@ -38,9 +38,13 @@ def run(scene: Scene) -> None:
         scene.saw(title)
         scene.saw(*[f"    {who:10} {answers[question]}" for who, answers in seen.items() if answers])
     host = f"{platform.system()} {platform.release()}"
-    here = [seen[who]["kernel"] for who in ("process", "container") if seen[who]]
-    scene.claim("Process and container have the host's kernel.", set(here) == {host})
-    scene.claim("The machine has another.", host not in seen["machine"].get("kernel", host))
+    here = [who for who in ("process", "container") if seen[who]]
+    if here:
+        who = " and ".join(here).capitalize()
+        verb = "have" if len(here) > 1 else "has"
+        scene.claim(f"{who} {verb} the host's kernel.", {seen[who]["kernel"] for who in here} == {host})
+    if seen["machine"]:
+        scene.claim("The machine has another.", host not in seen["machine"]["kernel"])
     scene.why("A container is a process that sees less. A machine is a processor that pretends to be another computer.")
     if seen["container"]:
         reached = [seen["container"][question].partition(":")[0] for question in ("file", "process", "port")]

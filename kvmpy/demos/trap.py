@@ -22,6 +22,7 @@ CHECK = (
     "guest/lessons/trap.asm                 its source, with the reasons",
 )
 QUESTION, ANSWER, MSR = 0x42, 0x43, 0x12345678
+EXECUTES = {"kvm": "KVM lets the guest run by itself", "soft": "The software CPU executes the guest's instructions"}
 IN_AL_QUESTION, HLT = bytes((0xE4, QUESTION, 0xC3)), bytes((0xF4, 0xC3))  # each with a RET
 
 
@@ -32,7 +33,10 @@ def run(scene: Scene) -> None:
         ended = signal_of(code)
         scene.saw(f"{text}: killed by {signal.Signals(ended).name if ended else 'nothing'}")
         scene.claim(f"The processor refuses {text} in ring 3, and the kernel kills who tried.", ended == signal.SIGSEGV)
-    scene.why("Both are privileged: outside ring 0 the processor raises #GP (Intel SDM vol. 2, IN and HLT).")
+    scene.why(
+        "HLT needs ring 0. IN needs as much privilege as RFLAGS.IOPL says, or a bit of the task's I/O bitmap, and "
+        "Linux gives a process neither unless it asks (ioperm(2)). So both raise #GP (Intel SDM vol. 2, IN and HLT)."
+    )
 
     guest = scene.guest("lessons/trap.bin")
     vcpu = guest.vcpus[0]
@@ -43,7 +47,7 @@ def run(scene: Scene) -> None:
         "Nothing faults: the vCPU leaves the guest and tells what it wanted.",
         isinstance(question, exits.IoIn) and question.port == QUESTION,
     )
-    scene.why("The processor runs the guest itself, and stops where the guest touches what is not its own.")
+    scene.why(f"{EXECUTES[scene.accelerator.name]}, and stops where it touches what is not its own.")
 
     scene.step("Python answers 41, and lets the guest go on.")
     assert isinstance(question, exits.IoIn)

@@ -9,15 +9,17 @@ import time
 
 import pytest
 from conftest import Guests
-from machines import loaded
+from machines import MEMORY, loaded
 from peers import needs_kvm
 
+import kvmpy
 from kvmpy.accel import packed
 from kvmpy.accel.base import Accelerator, Vcpu, Vm
 from kvmpy.accel.exits import Debug, Hlt, Interrupted, IoIn, IoOut, IrqWindowOpen, MmioRead, MmioWrite
 from kvmpy.accel.testbed import CODE, PRESENT_WRITABLE_USER, PT, Testbed
 from kvmpy.errors import ConfigError
 from kvmpy.kvm.vcpu import kick_signals
+from kvmpy.machine.machine import Machine
 from kvmpy.machine.stop import StopKind
 
 DEVICE, OTHER = 0xD000_0000, 0xD010_0000
@@ -356,3 +358,54 @@ def test_a_machine_stops_at_its_deadline_whatever_the_guest_does(accelerator: Ac
         started = time.monotonic()
         assert machine.run(timeout=0.2).kind == StopKind.TIMEOUT
         assert time.monotonic() - started < 3
+
+
+LESSONS = {
+    "lessons/modes.bin": 23,
+    "lessons/trap.bin": 5,
+    "lessons/paging.bin": 7,
+    "lessons/device.bin": 20,
+}  # before HLT
+
+
+def transcript(accelerator: Accelerator, lesson: str, steps: int) -> list[object]:
+    """Step through a lesson: the address of each instruction, and the kind of exit that it causes."""
+    seen: list[object] = []
+    with Machine(accelerator, memory=MEMORY, irqchip="none") as machine:
+        machine.load(kvmpy.plan_image(lesson, memory=MEMORY))
+        vcpu = machine.vcpus[0]
+        while len(seen) < steps:
+            at = vcpu.sregs.cs.base + vcpu.regs.rip
+            exit = vcpu.step()
+            if isinstance(exit, Hlt):
+                break
+            if not isinstance(exit, Debug):
+                seen.append((hex(at), type(exit).__name__))
+                vcpu.complete()
+            elif not seen or seen[-1] != hex(at):
+                seen.append(hex(at))
+    return seen
+
+
+@needs_kvm
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_steps_are_the_same_on_both(lesson: str) -> None:
+    """The software CPU once reported steps that had not happened, in front of instructions that it watches."""
+    with kvmpy.open_accelerator("kvm") as kvm, kvmpy.open_accelerator("soft") as soft:
+        if not kvm.features.single_step:
+            pytest.skip("this host does not have the feature 'single_step'")
+        assert transcript(soft, lesson, LESSONS[lesson]) == transcript(kvm, lesson, LESSONS[lesson])
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_every_step_executes_an_instruction(accelerator: Accelerator, lesson: str) -> None:
+    if not accelerator.features.single_step:
+        pytest.skip("this host does not have the feature 'single_step'")
+    with Machine(accelerator, memory=MEMORY, irqchip="none") as machine:
+        machine.load(kvmpy.plan_image(lesson, memory=MEMORY))
+        vcpu = machine.vcpus[0]
+        for _ in range(LESSONS[lesson] - 1):
+            at = vcpu.sregs.cs.base + vcpu.regs.rip
+            if not isinstance(vcpu.step(), Debug):
+                vcpu.complete()
+            assert vcpu.sregs.cs.base + vcpu.regs.rip != at

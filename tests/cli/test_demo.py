@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
 import subprocess
@@ -73,9 +75,58 @@ def show(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     def showing(run) -> int:  # type: ignore[no-untyped-def]
         Made.run = staticmethod(run)
         monkeypatch.setattr(demo, "load", lambda _name: Made)
-        return demo.show("trap", "soft")
+        return demo.show("trap", "soft", demo.Storyteller())
 
     return showing
+
+
+def test_all_of_them_have_rules_between_and_a_summary_behind() -> None:
+    done = kvmpy("demo", "all", "--accel", "soft")
+    text = done.stdout.decode()
+    assert done.returncode in (0, 69)  # an ordinary user has no limits
+    assert text.count("\n" + "─" * 80 + "\n") == len(DEMOS)
+    summary = text.rpartition("─" * 80)[2].split("\n")
+    assert summary[2] == f"{len(DEMOS)} demos"
+    assert [line.split()[0] for line in summary[3:-1]] == list(DEMOS)
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+
+
+def test_what_runs_the_guests_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    teller = demo.Storyteller()
+    for _ in range(3):
+        teller.say(demo.NOTICE, "the software CPU, because …")
+    assert capsys.readouterr().out.count("because") == 1
+
+
+def test_a_pause_waits_for_enter_before_each_step() -> None:
+    child = pexpect.spawn(KVMPY[0], [*KVMPY[1:], "demo", "device", "--accel", "soft", "--pause"], timeout=30)
+    for number in (2, 3):
+        child.expect_exact("[Enter]")
+        assert f"\n{number}. ".encode() not in child.before
+        child.sendline("")
+        child.expect(rf"{number}\. ")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
+def test_as_json_it_is_an_object_with_all_that_was_told() -> None:
+    done = kvmpy("demo", "device", "--accel", "soft", "--json")
+    story = json.loads(done.stdout)
+    assert (story["demo"], story["exit_code"], done.returncode) == ("device", 0, 0)
+    assert len(story["steps"]) == 3
+    assert sum(len(step["holds"]) for step in story["steps"]) >= 3
+    assert all(not step["fails"] for step in story["steps"])
+    assert story["check"] == list(demos.load("device").CHECK)
+
+
+def test_where_there_is_only_ascii_nothing_fails() -> None:
+    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for command in (["demo", "trap", "--accel", "soft"], ["demo", "device", "--accel", "soft"], ["info"], ["--help"]):
+        done = kvmpy(*command, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.isascii()
+    assert b"  + The processor refuses" in kvmpy("demo", "trap", "--accel", "soft", env=environment).stdout
 
 
 def test_a_claim_that_does_not_hold_is_told_and_fails(show, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -13,7 +14,9 @@ from peers import needs_kvm, require
 
 import kvmpy as package
 from kvmpy.accel.probe import PROBES
-from kvmpy.cli import COMMANDS
+from kvmpy.accel.soft import SoftAccelerator
+from kvmpy.cli import COMMANDS, info
+from kvmpy.cli.arguments import size
 
 
 def test_version() -> None:
@@ -207,3 +210,50 @@ def test_info_without_kvm_says_why_and_what_it_would_add() -> None:
     assert "with it there would be:" in done.stdout
     assert "AVX" in done.stdout
     assert "capabilities" not in done.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["container", "run"], *[[name] for name in COMMANDS]])
+def test_help_is_readable_at_80_columns(command: list[str]) -> None:
+    done = kvmpy(*command, "--help", env=os.environ | {"COLUMNS": "80"})
+    assert [line for line in done.stdout.decode().splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_is_found_both_ways(name: str) -> None:
+    one, other = kvmpy("help", name), kvmpy(name, "--help")
+    assert (one.returncode, one.stdout) == (0, other.stdout)
+
+
+@pytest.mark.parametrize("option", ["-V", "--version", "version"])
+def test_the_version(option: str) -> None:
+    done = kvmpy(option)
+    assert (done.returncode, done.stdout.decode()) == (0, f"kvmpy {package.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [("bot", "did you mean 'boot'?"), ("demos", "did you mean 'demo'?"), ("COMPARE", "did you mean 'compare'?"),
+     ("frobnicate", "there are boot, run, container, compare, demo, info, asm, disasm, completion")],
+)  # fmt: skip
+def test_a_command_that_is_none(typed: str, said: str) -> None:
+    for arguments in ([typed], ["help", typed]):
+        done = kvmpy(*arguments)
+        assert (done.returncode, done.stderr.decode()) == (2, f"kvmpy: no command {typed!r}; {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("64M", 64 << 20), ("64MB", 64 << 20), ("64MiB", 64 << 20), ("64mib", 64 << 20), ("1G", 1 << 30), ("4k", 4096),
+     ("0x10K", 16 << 10), ("65536", 65536), ("0x1b", 27), ("1TiB", 1 << 40)],
+)  # fmt: skip
+def test_sizes(text: str, value: int) -> None:
+    assert size(text) == value
+
+
+def test_what_kvm_would_add_is_what_the_software_cpu_lacks() -> None:
+    """Data watchpoints were once promised, which it has."""
+    promised = info.KVM_ADDS[-1]
+    assert "segment limits" in promised
+    with SoftAccelerator() as soft:
+        for name in PROBES:
+            assert not getattr(soft.features, name) or name.replace("_", " ") not in promised

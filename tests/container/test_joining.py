@@ -161,7 +161,7 @@ def test_what_the_stage_says_is_not_believed(kind: str) -> None:
     with bystander() as pid:
         with pytest.raises(ContainerError, match=message), Launch(make(pid), Descriptors()) as launch:
             launch.start({})
-        assert Path(f"/proc/{pid}/comm").read_text() == "sleep\n"
+        os.kill(pid, 0)  # it is there
 
 
 def test_nobody_else_speaks_for_the_stage() -> None:

@@ -90,8 +90,24 @@ def test_sixty_lines_are_sixty_lines_and_isolate() -> None:
 
     assert len(SCRIPT.read_text().splitlines()) <= 60
     story = tell("from-nothing")
-    assert "CapBnd:\t0000000000000000" in story.saw
-    assert "sixty-lines" in story.saw
+    assert "capabilities that may come back: 0000000000000000" in story.saw
+    assert "host name: sixty-lines" in story.saw
+
+
+def test_sixty_lines_are_readable_run_again_and_say_how(tmp_path: Path) -> None:
+    from kvmpy.demos.from_nothing import SCRIPT
+
+    assert [line for line in SCRIPT.read_text().splitlines() if len(line) > 76] == []
+    copy = tmp_path / "copy.py"
+    copy.write_text(SCRIPT.read_text())
+    (tmp_path / "root").mkdir()
+    for number in (1, 2, 3):
+        command = [sys.executable, str(copy), str(tmp_path / "root"), "sh", "-c", f"echo $$; exit {number}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        assert (done.returncode, done.stdout, done.stderr) == (number, "1\n", "")
+    done = subprocess.run([sys.executable, str(copy)], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert done.stderr == "A container in sixty lines: python sixty_lines.py DIRECTORY PROGRAM...\n"
 
 
 def test_a_failure_apart_is_told_with_its_reason() -> None:

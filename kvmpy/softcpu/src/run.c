@@ -22,6 +22,7 @@ void soft_on_block(uc_engine *engine, uint64_t address, uint32_t size, void *dat
     if (s->new_block || s->first_block) { /* of the first block the engine does not say that it is new */
         s->new_block = 0;
         if (soft_mark_block(s, address, size)) {
+            s->not_begun = s->first_block;
             stop(s);
             return;
         }
@@ -42,6 +43,7 @@ static void go(struct soft_cpu *s)
     s->exit = 0;
     s->stopped = 0;
     s->first_block = 1;
+    s->not_begun = 0;
     soft_settle_rflags(s);
 }
 
@@ -60,10 +62,10 @@ int soft_run_one(struct soft_cpu *s)
     soft_store_cpu(s, 0); /* if the engine met a page fault there, it would take the guest's own for a second one: #DF */
     int error;
     s->single = 1;
-    do { /* again, when its block turned out to have places to stop at, before anything was executed (sensitive.c) */
+    do { /* again, when its block turned out to have places to stop at (sensitive.c), and nothing was executed */
         go(s);
         error = unicorn.emu_start(s->engine, soft_get(s, UC_X86_REG_RIP), 0, 0, 1);
-    } while (s->stale_size && !s->exit && !error);
+    } while (s->not_begun && !error);
     s->single = 0;
     return error;
 }

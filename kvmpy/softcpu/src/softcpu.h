@@ -110,6 +110,7 @@ struct soft_cpu {
     uint32_t injected_error;
     int watching;            /* stop between blocks, to see whether an interrupt can be delivered */
     int first_block, single; /* of a run: its first block; it executes one instruction */
+    int not_begun;           /* it ended before the first instruction, to be begun again */
 
     /* The host's debugging; the guest's debug registers are not the engine's */
     uint64_t breakpoints[SOFT_BREAKPOINTS];
