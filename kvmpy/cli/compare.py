@@ -40,7 +40,8 @@ examples:
 """
 
 
-QUESTION_WIDTH = 42
+WIDTH = 80
+QUESTION_WIDTH, ANSWER_WIDTH = 24, 14
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,10 +91,10 @@ def show(report: Report) -> None:
 
     from kvmpy.compare.report import GROUPS
 
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     columns = [name for name in report.subjects if name not in report.beside]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("", width=QUESTION_WIDTH)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("", width=max(QUESTION_WIDTH, min(2 * QUESTION_WIDTH, console.width - 4 * ANSWER_WIDTH)))
     for name in columns:
         table.add_column(name, overflow="fold")
     for group, title in GROUPS.items():
@@ -102,11 +103,11 @@ def show(report: Report) -> None:
             table.add_section()
             table.add_row(title, style="bold")
         for question in questions:
-            table.add_row(f"  {question.title}", *(cell(question, name, report) for name in columns))
+            table.add_row(f" {question.title}", *(cell(question, name, report) for name in columns))
             for other, beside in report.beside.items():
                 if other in question.answers and not question.answers[other].missing:
                     cells = (cell(question, other, report) if name == beside else "" for name in columns)
-                    table.add_row(f"    the same by {other}", *cells)
+                    table.add_row(f"   by {other}", *cells)
     for name, value in report.machine.items():
         console.print(f"{name}: {value}", markup=False)
     console.print(table)
@@ -118,14 +119,14 @@ def cell(question: Question, name: str, report: Report) -> str:
     """Return an answer as the table has it."""
     from rich.markup import escape
 
-    from kvmpy.compare.figures import shown
+    from kvmpy.compare.figures import told
 
     answer: Answer | None = question.answers.get(name)
     if answer is None:
         return ""
     if answer.missing:
         return "-" if name in report.missing else escape(answer.missing)
-    return escape(shown(answer.figure.median, question.unit)) if answer.figure else escape(answer.words)
+    return escape(told(answer.figure, question.unit)) if answer.figure else escape(answer.words)
 
 
 def check_writable(path: str) -> None:

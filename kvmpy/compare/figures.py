@@ -20,6 +20,11 @@ class Figure:
     upper: float
     count: int
 
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, in parts of the median; 0 of a single measurement."""
+        return (self.upper - self.lower) / 2 / self.median if self.median else 0.0
+
     @classmethod
     def of(cls, values: list[float]) -> Figure:
         """Return the figure of these measurements; of one, all three are the same."""
@@ -75,6 +80,12 @@ class Report:
         for question, plain in zip(self.questions, data["questions"], strict=True):
             plain["answers"] = {name: asdict(answer) for name, answer in question.answers.items()}
         return data
+
+
+def told(figure: Figure, unit: str) -> str:
+    """Return a figure with its spread: `252 KiB ±3%`; without one where it was measured once."""
+    text = shown(figure.median, unit)
+    return f"{text} ±{figure.spread:.0%}" if figure.count > 1 else text
 
 
 def shown(value: float, unit: str) -> str:

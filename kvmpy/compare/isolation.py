@@ -93,6 +93,7 @@ REACHES = {
 NOTES = {
     "kernel": "The same line for a process and a container is the whole difference between the models.",
     "memory": "/proc/meminfo knows no control groups: a container sees the host's memory, though it may not use it.",
+    "mounts": "A container mounts its own proc, dev and sys, and hides what is not for it: each mask is a mount, too.",
     "CPUs": "As for memory: a limit in processor time changes nothing of what is seen.",
 }
 

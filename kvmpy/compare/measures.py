@@ -19,13 +19,14 @@ from kvmpy.accel.exits import IoOut
 from kvmpy.accel.testbed import Testbed, run_for
 from kvmpy.boot.flat import plan_code
 from kvmpy.compare import program
-from kvmpy.compare.figures import Answer, Figure, Question
+from kvmpy.compare.figures import Answer, Figure, Question, shown
 from kvmpy.compare.subjects import DEADLINE, Contained, OtherRuntime, Process, Qemu, Subject, Virtual
 from kvmpy.container import Container
+from kvmpy.container.cgroup import find_hierarchies
 from kvmpy.devices.base import Device
 from kvmpy.errors import HostError, KvmpyError
 from kvmpy.machine.machine import Machine
-from kvmpy.record import record
+from kvmpy.record import asdict, field, record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,14 +34,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CALLS = 200_000
-LOOP = 60_000_000
-SOFT_LOOP = LOOP // 4
+LOOP = 240_000_000
+SOFT_LOOP = LOOP // 16
 EXITS = 2_000
 WARM_UP = 200
 EXIT_MEMORY = 16 << 20
 PATIENCE = 3.0  # seconds for one subject's samples of one question
-SETTLE = 1.0  # seconds until the kernel has counted what was freed
-ENOUGH = 100  # of fewer the memory cannot be told from what else the host does
+SETTLE = 0.3  # seconds in which the kernel counts what was freed
+RESTS, AT_REST = 5, 1024.0  # so often is waited for the host to come to rest: until it moves by less than so many KiB
+ENOUGH, MANY = 100, 1000  # of fewer the memory cannot be told from what else is done; so many are made once
+MORE = 3  # times as many samples are taken where the first ones lie far apart
+CLOSE = 0.05  # half the distance between quartiles, in parts of the median: within 10 % of one another
+DISTURBED = 0.2  # of what the host misses may be due to others
 SPARE = 512 << 10  # KiB of memory that stay free, whatever is held
 DESCRIPTORS = 12  # what one machine holds open, and a few
 PORT, MMIO = 0xE9, 0xE000_0000
@@ -59,22 +64,23 @@ class Effort:
     def __init__(self, quick: bool) -> None:
         self.cold = 5 if quick else 15
         self.warm = 15 if quick else 50
-        self.rounds = 3 if quick else 9
+        self.rounds = 5 if quick else 9
+        self.holds = 3 if quick else 5
         self.counts = (10, 100) if quick else (10, 100, 1000)
 
 
 def sampled(subjects: list[Subject], rounds: int, sample: Callable[[Subject], float]) -> dict[str, Answer]:
-    """Take a sample of each subject in every round.
+    """Take a sample of each subject in every round, and more where their quartiles lie too far apart.
 
-    One that fails is left out from then on, with the reason; a slow one is asked three times, and not for ever.
+    One that fails is left out from then on, with the reason; a slow one is asked a few times, and not for ever.
     """
     values: dict[str, list[float]] = {subject.name: [] for subject in subjects}
     spent = dict.fromkeys(values, 0.0)
     missing = {subject.name: subject.missing for subject in subjects if subject.missing}
-    for _ in range(rounds):
+    for number in range(rounds * MORE):
         for subject in subjects:
             name = subject.name
-            if name in missing or (spent[name] > PATIENCE and len(values[name]) >= 3):
+            if name in missing or has_enough(values[name], number >= rounds, spent[name]):
                 continue
             start = time.perf_counter()
             try:
@@ -88,6 +94,13 @@ def sampled(subjects: list[Subject], rounds: int, sample: Callable[[Subject], fl
     }
 
 
+def has_enough(values: list[float], asked_enough: bool, seconds: float) -> bool:
+    """Whether more samples would tell no more, or take too long: one of the slowest is enough, three of the slow."""
+    if values and seconds > PATIENCE:
+        return len(values) >= (1 if seconds / len(values) > PATIENCE else 3)
+    return asked_enough and (len(values) < 2 or Figure.of(values).spread <= CLOSE)
+
+
 def timed(do: Callable[[], object]) -> float:
     """Return how many milliseconds something takes."""
     start = time.perf_counter()
@@ -99,10 +112,11 @@ def start_cold(subjects: list[Subject], effort: Effort, _folder: Path) -> Iterat
     """Run the smallest thing there is, by a command, and wait for its end."""
     yield Question(
         "start", "from a command to its end",
-        "The smallest thing each can run: a program that exits (process, container, runc, crun), a guest that prints a "
-        "line and halts (VM), a kernel that boots and switches off (QEMU).",
+        "The smallest thing each can run: a program that exits (process, `kvmpy container run`, OCI runtimes with a "
+        "bundle), a guest that prints a line and halts (`kvmpy boot`), a kernel that boots and switches off (QEMU).",
         "ms", code=code_of(Process.cold, Contained.cold, Virtual.cold, OtherRuntime.cold, Qemu.cold),
-        note="A VM's command pays for a Python interpreter with all that a hypervisor imports; see the next row.",
+        note="Container and machine are started by the same kind of command, kvmpy's own: both pay for a Python "
+        "interpreter and what it imports; see the next row.",
         answers=sampled(subjects, effort.cold, lambda subject: timed(subject.cold)),
     )  # fmt: skip
 
@@ -123,56 +137,124 @@ def hold_many(subjects: list[Subject], effort: Effort, _folder: Path) -> Iterato
     ours = [subject for subject in subjects if not isinstance(subject, (OtherRuntime, Qemu))]
     allow_descriptors(effort.counts[-1] * DESCRIPTORS)
     for count in effort.counts:
-        held = {subject.name: hold(subject, count) for subject in ours}
+        times = effort.holds if count < MANY else 1
+        held = {subject.name: hold_often(subject, count, times) for subject in ours}
         for row in HOLDING if count >= ENOUGH else HOLDING[:1]:
             yield Question(
                 "many", row.title.format(count), row.method, row.unit, note=row.note,
-                code=code_of(hold, memory_of_processes, Process.held, Contained.held, Virtual.held),
-                answers={name: one(answer, row.field) for name, answer in held.items()},
+                code=code_of(hold, owned, memory_of_processes, own_kernel_memory, *(m.held for m in MODELS)),
+                answers={name: row.answer(samples) for name, samples in held.items()},
             )  # fmt: skip
 
 
 @record
-class Row:
-    """A row about those that are held: which field of `Held` it shows."""
+class Memory:
+    """What many take together, in KiB: resident in processes, in the kernel on their account, and shared pages."""
 
-    field: str
+    resident: float = 0.0
+    kernel: float = 0.0
+    shared: float = 0.0
+
+    def since(self, before: Memory, count: int) -> Memory:
+        """Return what came to it, for each of `count`."""
+        now, then = asdict(self), asdict(before)
+        return Memory(**{name: (now[name] - then[name]) / count for name in now})
+
+
+@record
+class Held:
+    """What it took to hold many: the time for all, the memory of each in KiB; or why it could not be done.
+
+    `host` is how much less the host has for each, and `drift` how much that moved in a time in which nothing was made.
+    """
+
+    milliseconds: float = 0.0
+    memory: Memory = field(default_factory=Memory)
+    host: float = 0.0
+    drift: float = 0.0
+    missing: str = ""
+
+    @property
+    def owned(self) -> float:
+        """All that is counted as theirs."""
+        return self.memory.resident + self.memory.kernel
+
+
+@record
+class Row:
+    """A row about those that are held: what of each sample it shows."""
+
+    value: Callable[[Held], float]
     title: str
     unit: str
     method: str
     note: str = ""
 
+    def answer(self, samples: list[Held]) -> Answer:
+        """Return the figure of these samples."""
+        lacking = next((held.missing for held in samples if held.missing), "")
+        return Answer(missing=lacking) if lacking else Answer(figure=Figure.of([self.value(held) for held in samples]))
+
+
+class HostRow(Row):
+    """The row of the host's own count, which everything else on the host moves, too."""
+
+    def answer(self, samples: list[Held]) -> Answer:
+        """Return the figure, or by how much the host moved meanwhile, where that is no small part of it."""
+        found = super().answer(samples)
+        if found.figure is None:
+            return found
+        drift = Figure.of([abs(held.drift) for held in samples]).median
+        most = abs(found.figure.median)
+        if drift > DISTURBED * most or found.figure.spread > DISTURBED or found.figure.median <= 0:
+            moved = max(drift, (found.figure.upper - found.figure.lower) / 2)
+            return Answer(missing=f"not measurable: the host moved by {shown(moved, 'KiB')} meanwhile")
+        return found
+
 
 HOLDING = (
-    Row("milliseconds", "{} made", "ms", "Made one after the other by one process, all alive together."),
     Row(
-        "whole", "memory of each of {}", "KiB",
-        "How much less memory the host has available (/proc/meminfo, MemAvailable) with all alive.",
-        "Theirs and the kernel's: page tables, kernel stacks, namespaces, KVM's own tables show in no process list.",
+        lambda held: held.milliseconds, "{} made", "ms",
+        "Made one after the other by one process, all alive together.",
     ),
     Row(
-        "own", "of it resident in processes, each of {}", "KiB",
+        lambda held: held.owned, "memory of each of {}", "KiB",
+        "What is counted as theirs: pages resident in processes, and what the kernel has charged for them to control "
+        "groups, that of a container and that of this process, in which all others are made.",
+        "Not all of the kernel's is charged to anyone; the last row is what the host itself misses.",
+    ),
+    Row(
+        lambda held: held.memory.resident, "of it resident in processes, each of {}", "KiB",
         "The proportional set size (/proc/PID/smaps_rollup, Pss): a page shared by n processes counts a nth in each.",
     ),
-    Row("kernel", "of it in the kernel, each of {}", "KiB", "The rest: what the host misses, less what is resident."),
     Row(
-        "shared", "pages shared with others, each of {}", "KiB",
+        lambda held: held.memory.kernel, "of it in the kernel, each of {}", "KiB",
+        "Kernel memory by the control groups' own count, page tables in it (memory.kmem.usage_in_bytes; memory.stat, "
+        "kernel); where no group tells, page tables alone (/proc/PID/status, VmPTE).",
+    ),
+    Row(
+        lambda held: held.memory.shared, "pages shared with others, each of {}", "KiB",
         "Shared_Clean and Shared_Dirty of /proc/PID/smaps_rollup: the program's own pages, once for all.",
         "A machine of this process has no process of its own: what it shares is counted once.",
+    ),
+    HostRow(
+        lambda held: held.host, "what the host misses, each of {}", "KiB",
+        "How much less memory the host has available (/proc/meminfo, MemAvailable) with all alive. As long before, "
+        "nothing was made: what that moved the host by is held against it.",
+        "Namespaces, KVM's own tables and caches show here and nowhere else.",
     ),
 )  # fmt: skip
 
 
-@record
-class Held:
-    """What it took to hold many: the time for all, and the memory of each in KiB; or why it could not be done."""
-
-    milliseconds: float = 0.0
-    whole: float = 0.0
-    own: float = 0.0
-    kernel: float = 0.0
-    shared: float = 0.0
-    missing: str = ""
+def hold_often(subject: Subject, count: int, times: int) -> list[Held]:
+    """Hold `count` of a subject, as often as is asked, and again until what is theirs is known closely."""
+    samples = [hold(subject, count)]
+    while not samples[-1].missing and len(samples) < times * MORE:
+        owned = [held.owned for held in samples]
+        if len(samples) >= times and (times == 1 or Figure.of(owned).spread <= CLOSE):
+            break
+        samples.append(hold(subject, count))
+    return samples
 
 
 def hold(subject: Subject, count: int) -> Held:
@@ -180,8 +262,8 @@ def hold(subject: Subject, count: int) -> Held:
     if subject.missing:
         return Held(missing=subject.missing)
     settle = SETTLE if count >= ENOUGH else 0.0
-    time.sleep(settle)  # what ran before is still being freed, and would be taken for less that these need
-    before, (own_before, shared_before) = available(), memory_of_processes([])
+    drift = come_to_rest(settle)
+    host, before = available(), owned([])
     with ExitStack() as stack:
         try:
             start = time.perf_counter()
@@ -192,17 +274,21 @@ def hold(subject: Subject, count: int) -> Held:
                     raise HostError(f"after {number} the host has less than {SPARE >> 10} MiB left")
             passed = (time.perf_counter() - start) * 1e3
             time.sleep(settle)
-            whole = max(before - available(), 0.0) / count
-            own, shared = memory_of_processes(held)
+            misses, memory = (host - available()) / count, owned(held).since(before, count)
         except (KvmpyError, OSError) as error:
             return Held(missing=str(error))
-    own, shared = max(own - own_before, 0.0) / count, max(shared - shared_before, 0.0) / count
-    return Held(passed, whole, own, max(whole - own, 0.0), shared)
+    return Held(passed, memory, misses, drift / count)
 
 
-def one(held: Held, name: str) -> Answer:
-    """Return the answer of a single measurement."""
-    return Answer(missing=held.missing) if held.missing else Answer(figure=Figure.of([getattr(held, name)]))
+def come_to_rest(settle: float) -> float:
+    """Wait until what was freed before is counted, for a while; return by how many KiB the host still moves."""
+    moved, last = 0.0, available()
+    for _ in range(RESTS):
+        time.sleep(settle)
+        moved, last = last - (now := available()), now
+        if abs(moved) < AT_REST:
+            break
+    return moved
 
 
 def available() -> float:
@@ -211,18 +297,47 @@ def available() -> float:
         return next(float(line.split()[1]) for line in file if line.startswith("MemAvailable"))
 
 
-def memory_of_processes(held: list[object]) -> tuple[float, float]:
-    """Return the proportional set size of this process and those that are held, and what they share, in KiB."""
-    pids = [os.getpid()]
-    pids += [each for each in held if isinstance(each, int)]
-    pids += [each.pid for each in held if isinstance(each, Container)]
-    own = shared = 0.0
+def owned(held: list[object]) -> Memory:
+    """Return what is counted as this process's and those that are held."""
+    boxes = [each for each in held if isinstance(each, Container)]
+    memory = memory_of_processes([os.getpid(), *(each for each in held if isinstance(each, int)), *pids_of(boxes)])
+    charged = own_kernel_memory()
+    if charged is not None:
+        memory.kernel = charged
+        if os.geteuid() == 0:  # others' containers have no groups of their own
+            memory.kernel += sum(float(box.stats()["memory"]["kernel"]["usage"]) for box in boxes) / 1024
+    return memory
+
+
+def pids_of(boxes: list[Container]) -> list[int]:
+    """Return the first process of each container."""
+    return [box.pid for box in boxes]
+
+
+def memory_of_processes(pids: list[int]) -> Memory:
+    """Return the proportional set size of processes, their page tables, and what they share."""
+    found = Memory()
     for pid in pids:
-        with suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
-            lines = dict(line.split()[:2] for line in file if line.endswith("kB\n"))
-            own += float(lines["Pss:"])
-            shared += float(lines["Shared_Clean:"]) + float(lines["Shared_Dirty:"])
-    return own, shared
+        with suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as rollup, open(f"/proc/{pid}/status") as status:
+            lines = dict(line.split()[:2] for line in (*rollup, *status) if line.endswith("kB\n"))
+            found.resident += float(lines["Pss:"])
+            found.shared += float(lines["Shared_Clean:"]) + float(lines["Shared_Dirty:"])
+            found.kernel += float(lines["VmPTE:"])
+    return found
+
+
+def own_kernel_memory() -> float | None:
+    """Return the KiB of kernel memory charged to the control group of this process; None where that is not told."""
+    for hierarchy in find_hierarchies():
+        folder = hierarchy.mounted + hierarchy.place.removeprefix(hierarchy.root.rstrip("/"))
+        with suppress(OSError):
+            if hierarchy.version == 2:
+                with open(f"{folder}/memory.stat") as file:
+                    return next(float(line.split()[1]) / 1024 for line in file if line.startswith("kernel "))
+            if "memory" in hierarchy.controllers.split(","):
+                with open(f"{folder}/memory.kmem.usage_in_bytes") as file:
+                    return float(file.read()) / 1024
+    return None
 
 
 def allow_descriptors(wanted: int) -> None:
@@ -316,7 +431,7 @@ def compute(subjects: list[Subject], effort: Effort, folder: Path) -> Iterator[Q
     yield Question(
         "compute", "speed of arithmetic / native",
         f"{LOOP} turns of a loop ({SOFT_LOOP} on the software CPU) in ring 3, against the same machine code called as "
-        "a function by this process just before.",
+        "a function by this process just before and after.",
         "x", code=program.source("compute", LOOP) + "\n" + code_of(speed, native, guest), more_is_better=True,
         note="As long as a guest touches only what is its own, the processor runs it as it runs everything.",
         answers=sampled(ours, effort.rounds, lambda subject: speed(subject, folder)),
@@ -325,10 +440,13 @@ def compute(subjects: list[Subject], effort: Effort, folder: Path) -> Iterator[Q
 
 def speed(subject: Subject, folder: Path) -> float:
     """Return how fast the loop is, 1.0 being this process's own speed."""
+    count = SOFT_LOOP if subject.name == "software CPU" else LOOP
+    before = native(count)
     if isinstance(subject, Virtual):
-        count = LOOP if subject.name == "vm" else SOFT_LOOP
-        return native(count) / guest(subject, count)
-    return native(LOOP) / (running(subject, folder, "compute", LOOP) - running(subject, folder, "true", 1))
+        passed = guest(subject, count)
+    else:
+        passed = running(subject, folder, "compute", count) - running(subject, folder, "true", 1)
+    return (before + native(count)) / 2 / passed
 
 
 def native(count: int) -> float:
@@ -356,6 +474,9 @@ def guest(subject: Virtual, count: int) -> float:
     if not isinstance(first, IoOut) or not isinstance(last, IoOut) or last.port != program.END_PORT:
         raise HostError(f"the guest's loop ended with {last!r}")
     return passed
+
+
+MODELS = (Process, Contained, Virtual)
 
 
 def code_of(*functions: object) -> str:

@@ -29,7 +29,11 @@ h1 { font-size: 1.6rem; line-height: 1.2; } h2 { margin-top: 2.5rem; border-bott
 h3 { font-size: 1rem; margin: 0 0 .5rem; } p { margin: .5rem 0; } small, .dim { color: var(--dim); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem;
   margin: 1rem 0; }
-dl { display: grid; grid-template-columns: minmax(6.5rem, max-content) 1fr; gap: .2rem 1rem; margin: 0; }
+dl { display: grid; grid-template-columns: 7.5rem 1fr; gap: .2rem 1rem; margin: 0; }
+nav a { color: inherit; margin-right: 1rem; }
+.axis { position: relative; height: 1.3rem; border-top: 1px solid var(--line); font-size: .75rem; color: var(--dim); }
+.axis span { position: absolute; top: .1rem; transform: translateX(-50%); white-space: nowrap; }
+.axis span:first-child { transform: none; } .axis span:last-child { transform: translateX(-100%); }
 dt { font-weight: 600; } .track { margin-bottom: .3rem; } dd { margin: 0; min-width: 0; }
 .track { position: relative; height: .9rem; margin: .25rem 0 0; }
 .bar { height: 100%; border-radius: .2rem; min-width: 2px; }
@@ -38,6 +42,9 @@ dt { font-weight: 600; } .track { margin-bottom: .3rem; } dd { margin: 0; min-wi
 details { margin-top: .6rem; } summary { cursor: pointer; color: var(--dim); }
 pre { overflow-x: auto; font-size: .8rem; line-height: 1.35; background: var(--back); border: 1px solid var(--line);
   border-radius: .4rem; padding: .6rem; }
+@media print { :root { --back: #fff; --text: #000; --dim: #444; --line: #999; --card: #fff; }
+  nav, details { display: none; }
+  .card { break-inside: avoid; } .bar, .spread { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
 
@@ -55,6 +62,8 @@ def page(report: Report, made: str) -> str:
 def _head(report: Report, made: str) -> Iterator[str]:
     yield "<h1>Process, container, virtual machine: the same questions</h1>"
     yield f'<p class="dim">Measured here by kvmpy, {escape(made)}, in {report.seconds:.0f} s.</p>'
+    links = (f'<a href="#{group}">{escape(GROUPS[group])}</a>' for group in _groups_of(report))
+    yield f"<nav>{''.join(links)}</nav>"
     yield '<div class="card"><h3>In short</h3><ul>'
     yield from (f"<li>{escape(sentence)}</li>" for sentence in in_short(report))
     yield "</ul></div>"
@@ -98,12 +107,16 @@ def in_short(report: Report) -> list[str]:
 
 def _groups(report: Report) -> Iterator[str]:
     colours = {name: f"var(--c{number % 7})" for number, name in enumerate(report.subjects)}
-    for group, title in GROUPS.items():
-        questions = [question for question in report.questions if question.group == group]
-        if questions:
-            yield f"<h2>{escape(title)}</h2>"
-        for question in questions:
-            yield from _card(question, colours)
+    for group in _groups_of(report):
+        yield f'<h2 id="{group}">{escape(GROUPS[group])}</h2>'
+        for question in report.questions:
+            if question.group == group:
+                yield from _card(question, colours)
+
+
+def _groups_of(report: Report) -> list[str]:
+    asked = {question.group for question in report.questions}
+    return [group for group in GROUPS if group in asked]
 
 
 def _card(question: Question, colours: dict[str, str]) -> Iterator[str]:
@@ -115,6 +128,8 @@ def _card(question: Question, colours: dict[str, str]) -> Iterator[str]:
     yield f'<div class="card"><h3>{escape(question.title)} <small>{hint}</small></h3><dl>'
     for name, answer in question.answers.items():
         yield f"<dt>{escape(name)}</dt><dd>{_answer(answer, question.unit, scale, colours[name])}</dd>"
+    if figures:
+        yield f'<dt></dt><dd class="axis">{_axis(scale, question.unit)}</dd>'
     yield "</dl>"
     if question.note:
         yield f"<p><small>{escape(question.note)}</small></p>"
@@ -141,6 +156,12 @@ def _answer(answer: Answer, unit: str, scale: Scale, colour: str) -> str:
     return f'{text}<div class="track">{bar}{spread}</div>'
 
 
+def _axis(scale: Scale, unit: str) -> str:
+    """Return the marks below a chart; all its bars are by this one scale."""
+    marks = [f'<span style="left: {scale.percent(v):.2f}%">{escape(shown(v, unit))}</span>' for v in scale.marks()]
+    return "".join(marks)
+
+
 class Scale:
     """From a value to the length of its bar in percent."""
 
@@ -149,6 +170,13 @@ class Scale:
         self._most = max((figure.upper for figure in figures), default=1.0) or 1.0
         self._least = min(values, default=1.0)
         self.logarithmic = bool(values) and self._most / self._least > WIDE_SPREAD
+
+    def marks(self) -> list[float]:
+        """Return the values to be marked: 0, half and all; on a logarithmic scale powers of ten, four at most."""
+        if not self.logarithmic:
+            return [0.0, self._most / 2, self._most]
+        tens = range(math.ceil(math.log10(self._least / 2)), math.floor(math.log10(self._most)) + 1)
+        return [10.0**exponent for exponent in tens[:: math.ceil(len(tens) / 4)]]
 
     def percent(self, value: float) -> float:
         """Return 0 to 100; on a logarithmic scale the smallest value still has a bar."""

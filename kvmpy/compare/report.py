@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from kvmpy import __version__
 from kvmpy.compare.figures import Report
 from kvmpy.compare.isolation import ISOLATION
 from kvmpy.compare.measures import MEASURES, Effort
@@ -53,6 +54,7 @@ def compare(quick: bool, tell: Callable[[str, int, int], None]) -> Report:
             tell((ask.__doc__ or "").partition("\n")[0].rstrip("."), number, total)
             report.questions += ask(subjects, Effort(quick), folder)
         tell("done", total, total)
+    report.machine["load"] += f", {os.getloadavg()[0]:.1f} at the end"
     report.seconds = time.monotonic() - start
     return report
 
@@ -71,6 +73,8 @@ def describe_machine() -> dict[str, str]:
         "Python": f"{platform.python_version()} ({os.path.basename(os.path.realpath(sys.executable))})",
         "user": "root" if os.geteuid() == 0 else "an ordinary user",
         "control groups": groups,
+        "load": f"{os.getloadavg()[0]:.1f} at the beginning",
+        "kvmpy": __version__,
     }
 
 

@@ -31,6 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
+    from typing import ClassVar
 
     from kvmpy.accel.base import Accelerator
     from kvmpy.boot.plan import BootPlan
@@ -40,7 +41,7 @@ HELLO, KERNEL = "hello.bin", "guest.bin"
 GREETING = b"Hello from real mode\n"
 SMALL = 1 << 20
 DEADLINE = 60.0
-QEMU_SECONDS = 5.0  # some hosts' KVM does not suit it: then it hangs
+QEMU_SECONDS = 20.0
 HYBRID = "/sys/fs/cgroup/unified"  # where a host with both versions of control groups has the second
 CLONE_NEWNS, MS_REC_PRIVATE = 0x20000, 0x44000
 
@@ -121,8 +122,8 @@ class Contained(Subject):
             self.missing = f"no container can be made here: {error}"
 
     def cold(self) -> None:
-        """Let the OCI runtime run it."""
-        runtime_run(f"{NATIVE}/{RUNTIME}", self.bundle)
+        """Run the program by the command line."""
+        run([sys.executable, "-m", "kvmpy", "container", "run", str(self.root), "--", "/true"])
 
     def warm(self) -> None:
         """Create, start, wait, delete."""
@@ -194,18 +195,20 @@ class Virtual(Subject):
 
 
 class OtherRuntime(Subject):
-    """runc or crun, with the same bundle."""
+    """An OCI runtime with a bundle: kvmpy's own, runc or crun."""
 
     beside = "container"
 
     def __init__(self, name: str, ours: Contained) -> None:
         super().__init__()
         self.name = name
-        self.what = f"the same container by {name}"
+        self.what = f"the same container as a bundle, by {name}"
         self._bundle = ours.bundle
-        path = shutil.which(name)
+        path = f"{NATIVE}/{RUNTIME}" if name == RUNTIME else shutil.which(name)
         self._path = path or ""
         self.missing = ours.missing or ("" if path else f"{name} is not installed; apt install {name}")
+        if not self.missing and os.geteuid() != 0:
+            self.missing = f"{name} is measured as root only: its bundle has control groups"
         if not self.missing:
             try:
                 self.cold()
@@ -218,38 +221,26 @@ class OtherRuntime(Subject):
 
 
 class Qemu(Subject):
-    """QEMU, which boots the same kernel that guest.bin is, after its firmware."""
+    """QEMU with one of its accelerators, which boots the same kernel that guest.bin is, after its firmware."""
 
-    name = "QEMU"
     beside = "vm"
     PROGRAM = "qemu-system-x86_64"
+    ACCELERATORS: ClassVar = {"tcg": "QEMU (TCG)", "kvm": "QEMU (KVM)"}
 
-    def __init__(self) -> None:
+    def __init__(self, accelerator: str) -> None:
         super().__init__()
+        self.name = self.ACCELERATORS[accelerator]
         path = shutil.which(self.PROGRAM)
         self.missing = "" if path else f"{self.PROGRAM} is not installed; apt install qemu-system-x86"
+        if path and accelerator == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+            self.missing = "there is no /dev/kvm that this user may open"
         self._command = [path or "", "-m", "64", "-display", "none", "-serial", "stdio", "-monitor", "none"]
-        self._command += ["-no-reboot", "-kernel", bundled_guests().get(KERNEL, KERNEL), "-accel"]
-        self.what = "QEMU: its firmware, then guest.bin, until that switches off"
-        if path:
-            self._choose()
-
-    def _choose(self) -> None:
-        """Take KVM if QEMU can do with this host's, else QEMU's own software CPU."""
-        for accelerator in ("kvm", "tcg"):
-            command = [*self._command, accelerator]
-            try:
-                converse(command, b"> ", b"halt\n", QEMU_SECONDS)
-            except (HostError, DeadlineError) as error:
-                self.missing = str(error)
-            else:
-                self._command, self.missing = command, ""
-                self.what += f" (-accel {accelerator})"
-                return
+        self._command += ["-no-reboot", "-kernel", bundled_guests().get(KERNEL, KERNEL), "-accel", accelerator]
+        self.what = f"QEMU (-accel {accelerator}): its firmware, then guest.bin, until that switches off"
 
     def cold(self) -> None:
-        """Boot, tell the guest's monitor to halt, wait for the end."""
-        converse(self._command, b"> ", b"halt\n", DEADLINE)
+        """Boot, tell the guest's monitor to halt, wait for the end; some hosts' KVM does not suit it: then it hangs."""
+        converse(self._command, b"> ", b"halt\n", QEMU_SECONDS)
 
 
 def older(config: Json) -> Json:
@@ -335,8 +326,8 @@ def gather(stack: ExitStack, folder: Path) -> list[Subject]:
     (folder / "bundle").mkdir()
     ours = Contained(folder / "bundle")
     subjects: list[Subject] = [
-        Process(folder), ours, Virtual("kvm"), Virtual("soft"), OtherRuntime("crun", ours), OtherRuntime("runc", ours),
-        Qemu(),
+        Process(folder), ours, Virtual("kvm"), Virtual("soft"),
+        *(OtherRuntime(name, ours) for name in (RUNTIME, "crun", "runc")), *map(Qemu, Qemu.ACCELERATORS),
     ]  # fmt: skip
     for subject in subjects:
         stack.callback(subject.close)

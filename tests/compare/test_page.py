@@ -93,6 +93,17 @@ def test_every_question_stands_with_its_method_and_its_code(report: Report) -> N
             assert part in balance.text
 
 
+def test_there_are_contents_and_each_chart_has_its_marks(report: Report) -> None:
+    """What it links to is there; linear marks are 0, half and all, logarithmic ones powers of ten."""
+    text = page(report, "now")
+    links = re.findall(r'<a href="#(\w+)">', text)
+    assert links == re.findall(r'<h2 id="(\w+)">', text) == ["start", "many", "compute", "sees"]
+    assert "@media print" in text
+    axes = [re.findall(r">([^<]+)</span>", axis) for axis in re.findall(r'<dd class="axis">(.*?)</dd>', text)]
+    assert axes == [["100 µs", "1.00 ms", "10.0 ms", "100 ms"], ["0.000 KiB", "324 KiB", "648 KiB"],
+                    ["0.000 x", "0.600 x", "1.20 x"]]  # fmt: skip
+
+
 def test_in_short_says_only_what_was_measured(report: Report) -> None:
     said = in_short(report)
     assert (
