@@ -111,7 +111,7 @@ def test_without_root_without_kvm_and_without_others(tmp_path: Path) -> None:
 def test_the_table_is_readable_at_80_columns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     done = compare(FEW, env=os.environ | {"PATH": "/nonexistent"})
     lines = done.stdout.splitlines()
-    table = lines[: next(n for n, line in enumerate(lines) if line.startswith("vm: ") or line.startswith("crun: "))]
+    table = lines[: next(n for n, line in enumerate(lines) if line.startswith(("vm: ", "crun: ")))]
     assert [line for line in table if len(line.rstrip()) > 80] == []
     assert any(line.split() == ["process", "container", "vm", "software", "CPU"] for line in lines)
 

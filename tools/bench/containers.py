@@ -40,19 +40,19 @@ PODMAN_CONFIGURATION = '[containers]\ndefault_ulimits = ["nofile=1024:4096", "np
 def main() -> int:
     """Run all benchmarks; the exit code tells whether every limit holds."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    options.add_argument("--write", action="store_true", help="write docs/figures.json, and from it docs/benchmarks.md")
     options.add_argument("--rounds", type=int, default=40, help="rounds in which each has its turn (default 40)")
     chosen = options.parse_args()
+    load = os.getloadavg()[0]
     if not os.environ.get(IN_NAMESPACES):
         command = ["unshare", "-m", "-n", "sh", "-c", ISOLATE, "sh", sys.executable, *sys.argv]
         return subprocess.run(command, env={**os.environ, IN_NAMESPACES: "1"}).returncode
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         bundle = make_bundle(Path(folder))
         figures = [*verbs(bundle, chosen.rounds), *podman(bundle, chosen.rounds // 2 + 1), *many(bundle)]
-    text = listing(figures)
-    print(text)
+    print(listing(figures))
     if chosen.write:
-        write_section("Containers", text)
+        write_section("Containers", figures, load)
     return 0 if all(figure.holds for figure in figures) else 1
 
 
