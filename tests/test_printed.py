@@ -174,3 +174,14 @@ def test_a_program_of_the_readme_runs(program: str, folder: Path) -> None:
 
 def test_the_readme_has_its_programs() -> None:
     assert len(PROGRAMS) == 3
+
+
+def test_what_the_readme_shows_of_the_kernel_is_what_it_prints() -> None:
+    """Line by line, in this order; what is left out is marked."""
+    block = (ROOT / "README.md").read_text().partition("    $ kvmpy boot guest.bin\n")[2].partition("\n\n")[0]
+    shown = [line.strip() for line in block.splitlines() if line.strip() not in ("…", ">")]
+    assert len(shown) > 8
+    command = [sys.executable, "-m", "kvmpy", "boot", "guest.bin", "--accel", "soft"]
+    done = subprocess.run(command, input="halt\n", capture_output=True, text=True, timeout=DEADLINE)
+    printed = iter(line.strip() for line in done.stdout.splitlines())
+    assert [line for line in shown if line not in printed] == []

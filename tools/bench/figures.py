@@ -56,7 +56,8 @@ class Figure:
         verdict = "" if self.holds else ", **missed**"
         detail = f"; {self.detail}" if self.detail else ""
         close = abs(self.measured - self.limit) < NEAR * self.limit
-        return f"{self.what}: **{plain(self.measured, 4 if close else 3)} {self.unit}** ({bound} {self.limit:g}{verdict}){detail}"
+        number = plain(self.measured, 4 if close else 3)
+        return f"{self.what}: **{number} {self.unit}** ({bound} {self.limit:g}{verdict}){detail}"
 
 
 def plain(value: float, digits: int) -> str:
@@ -108,9 +109,8 @@ def benchmarks(data: dict[str, Any]) -> str:
     sections = [HEAD]
     for title in ("Virtual machines", "Containers"):
         if title in data:
-            place = textwrap.fill(
-                "Measured on " + "; ".join(f"{k} {v}" for k, v in data[title]["where"].items()) + ".", WIDTH
-            )
+            places = "; ".join(f"{name} {value}" for name, value in data[title]["where"].items())
+            place = textwrap.fill(f"Measured on {places}.", WIDTH)
             figures = [Figure(**figure) for figure in data[title]["figures"]]
             sections.append(f"## {title}\n\n{place}\n\n{listing(figures)}\n")
     return "\n".join(sections)
@@ -192,6 +192,14 @@ SEEN = {
     "can it read a file of the host's?": "can it read a file of the host's?",
     "can it reach a server on the host's 127.0.0.1?": "can it reach a server on the host?",
 }
+
+
+def taken_on(compared: dict[str, Any]) -> str:
+    """Return a sentence on the machine."""
+    machine = compared["machine"]
+    return f"Taken on {machine['processor']}; {machine['kernel']}; load {machine['load']}; kvmpy {machine['kvmpy']}."
+
+
 BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "readme": readme_table,
     "seen": lambda compared: table(compared, SEEN, SUBJECTS[:3]),
@@ -201,9 +209,7 @@ BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
         compared, {"from a command to its end": "from a command to its end"},
         ("kvmpy-oci", "crun", "runc", "vm", "QEMU (TCG)", "QEMU (KVM)"),
     ),
-    "host": lambda compared: "\n" + textwrap.fill(
-        "Taken on " + "; ".join(f"{name} {compared['machine'][name]}" for name in ("processor", "kernel", "load")) + ".", WIDTH
-    ) + "\n\n",
+    "host": lambda compared: f"\n{textwrap.fill(taken_on(compared), WIDTH)}\n\n",
 }  # fmt: skip
 PAGES = {ROOT / "README.md", ROOT / "docs" / "two-models.md"}
 
