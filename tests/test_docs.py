@@ -40,7 +40,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_lines_are_at_most_100_wide(page: Path) -> None:
-    assert [line for line in page.read_text().splitlines() if len(line) > 100] == []
+    """But for tables, whose rows cannot be broken."""
+    lines = page.read_text().splitlines()
+    assert [line for line in lines if len(line) > 100 and not line.startswith("| ")] == []
 
 
 SITE = (ROOT / "mkdocs.yml").read_text()

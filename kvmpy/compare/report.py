@@ -11,8 +11,9 @@ from pathlib import Path
 
 from kvmpy import __version__
 from kvmpy.compare.figures import Report
+from kvmpy.compare.holding import hold_many
 from kvmpy.compare.isolation import ISOLATION
-from kvmpy.compare.measures import MEASURES, Effort
+from kvmpy.compare.measures import SPEEDS, STARTS, Effort
 from kvmpy.compare.subjects import Virtual, gather
 from kvmpy.undisturbed import Undisturbed
 
@@ -32,7 +33,7 @@ GROUPS = {
     "reaches": "What it can reach",
     "crash": "What a crash does",
 }
-ASKED = (*MEASURES, *ISOLATION)
+ASKED = (*STARTS, hold_many, *SPEEDS, *ISOLATION)
 
 
 def compare(quick: bool, tell: Callable[[str, int, int], None]) -> Report:

@@ -23,6 +23,17 @@ from kvmpy.container.tape import ASK, FORKED, READY, Descriptors, Tape
 from kvmpy.errors import ContainerError
 
 
+def look_on(bundle: Bundle, runtime: Runtime, out: Path) -> str:
+    """Start a container whose program is the attacker; return its name."""
+    bundle.process["args"] = ["snoop"]
+    name = runtime.new_name()
+    with out.open("w") as file:
+        command = [*runtime.command, "--root", str(runtime.root), "create", "-b", str(bundle.save()), name]
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=True, timeout=DEADLINE)
+    runtime.ok("start", name)
+    return name
+
+
 def exec_often(runtime: Runtime, name: str) -> None:
     for _ in range(ROUNDS):
         runtime.ok("exec", name, SLOW)
@@ -42,12 +53,8 @@ def test_an_exec_cannot_be_looked_into(
     if kind == "ptrace":
         for names in bundle.process["capabilities"].values():
             names.append("CAP_SYS_PTRACE")
-    bundle.process["args"] = ["snoop"]
-    name, out = runtime.new_name(), tmp_path / "out"
-    with out.open("w") as file:
-        command = [*runtime.command, "--root", str(runtime.root), "create", "-b", str(bundle.save()), name]
-        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=True, timeout=DEADLINE)
-    runtime.ok("start", name)
+    out = tmp_path / "out"
+    name = look_on(bundle, runtime, out)
     try:
         assert seen_while(attacked, out, lambda: exec_often(runtime, name)) == []
     finally:
@@ -77,13 +84,9 @@ def test_a_pod_s_next_container_cannot_be_looked_into(
     bundle.linux["namespaces"].append({"type": "user"})
     for names in bundle.process["capabilities"].values():
         names.append("CAP_SYS_PTRACE")
-    bundle.process["args"] = ["snoop"]
-    first, out = runtime.new_name(), tmp_path / "out"
-    with out.open("w") as file:
-        command = [*runtime.command, "--root", str(runtime.root), "create", "-b", str(bundle.save()), first]
-        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=True, timeout=DEADLINE)
+    out = tmp_path / "out"
+    first = look_on(bundle, runtime, out)
     pid = runtime.state(first)["pid"]
-    runtime.ok("start", first)
     for entry in bundle.linux["namespaces"]:
         if entry["type"] in ("pid", "user"):
             entry["path"] = f"/proc/{pid}/ns/{entry['type']}"

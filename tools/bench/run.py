@@ -30,7 +30,8 @@ from kvmpy.accel.kvm import KvmAccelerator
 from kvmpy.accel.soft import SoftAccelerator
 from kvmpy.accel.testbed import HANDLERS, Testbed
 from kvmpy.boot.flat import plan_code
-from kvmpy.compare.measures import DESCRIPTORS, allow_descriptors, hold, timed
+from kvmpy.compare.holding import DESCRIPTORS, allow_descriptors, hold
+from kvmpy.compare.measures import timed
 from kvmpy.compare.subjects import Virtual
 from kvmpy.cpu.modes import real_mode
 from kvmpy.devices.base import Device
