@@ -101,7 +101,7 @@ def start_cold(subjects: list[Subject], effort: Effort, _folder: Path) -> Iterat
     """Run the smallest thing there is, by a command, and wait for its end."""
     yield Question(
         "start", "from a command to its end",
-        "The smallest thing each can run: a program that exits (process, `kvmpy container run`, OCI runtimes with a "
+        "The smallest thing each can run: a program that exits (process, `kvmpy container`, OCI runtimes with a "
         "bundle), a guest that prints a line and halts (`kvmpy boot`), a kernel that boots and switches off (QEMU).",
         "ms", code=code_of(Process.cold, Contained.cold, Virtual.cold, OtherRuntime.cold, Qemu.cold),
         note="Container and machine are started by the same kind of command, kvmpy's own: both pay for a Python "
