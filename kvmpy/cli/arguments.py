@@ -102,6 +102,13 @@ def seconds(text: str) -> float:
     return value
 
 
+def a_name(text: str) -> str:
+    """Read the name of a directory: an empty one is a variable of the shell that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
+
+
 def count(text: str) -> int:
     """Read a whole number above zero."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from kvmpy.cli.arguments import command_parser, count, processors, size
+from kvmpy.cli.arguments import a_name, command_parser, count, processors, size
 from kvmpy.cli.streams import complain
 from kvmpy.container.command_line import NAME
 from kvmpy.container.launch import NATIVE
@@ -66,7 +66,7 @@ def add_run_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--read-only", action="store_true", help="the root cannot be written")
     p.add_argument("--volume", action="append", default=[], metavar="DIR:/DIR[:ro]", help="a directory of the host's")
     p.add_argument("--overlay", action="store_true", help="leave ROOTFS as it is: what is written goes to memory")
-    p.add_argument("--layer", default="", metavar="DIR", help="the same, but it is kept in DIR, below upper/")
+    p.add_argument("--layer", type=a_name, metavar="DIR", help="the same, but it is kept in DIR, below upper/")
     p.add_argument(
         "--share",
         type=lambda text: text.split(","),
@@ -110,7 +110,7 @@ def prepare(options: argparse.Namespace) -> Creation:
         pids=options.pids,
         volumes=options.volume,
         overlay=options.overlay,
-        layer=options.layer,
+        layer=options.layer or "",
         share=options.share,
     )
     name = options.name or f"run-{os.getpid()}"

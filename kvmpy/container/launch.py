@@ -156,7 +156,9 @@ class Launch:
         pid = self.pid or self._stage
         self.pid = self._stage = 0
         status = posix.waitpid(pid, 0)[1] if pid else 0
-        return f"was killed by signal {status & 0x7F}" if status & 0x7F else "ended"
+        number = status & 0x7F
+        why = ", as the kernel does where a memory limit is too small," if number == SIGKILL else ""
+        return f"was killed by signal {number}{why}" if number else "ended"
 
     def go_on(self) -> None:
         """Let a process that is ready go on: the runtime has kept all that it must know, and listens no more."""

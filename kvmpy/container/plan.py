@@ -152,7 +152,7 @@ def container_plan(plan: Plan) -> Operations:
         if plan.terminal:
             yield ops.Console(*console_size(config["process"]), True)
         if any(config.get("hooks", {}).get(kind) for kind in HOOKS_BEFORE_PIVOT):
-            yield ops.RunHooks(HOOKS_BEFORE_PIVOT)
+            yield from _hooks_before_pivot(plan)
         yield ops.PivotRoot() if plan.pivot else ops.MoveRoot()
     elif plan.terminal:
         yield ops.OpenRoot()
@@ -177,6 +177,19 @@ def container_plan(plan: Plan) -> Operations:
         wait=True,
         dumpable=not plan.privileged,
     )
+
+
+def _hooks_before_pivot(plan: Plan) -> Operations:
+    """Run them while the container can be joined: an ordinary user may not join what is not dumpable (ptrace(2)).
+
+    Nobody else can look in then: where the user namespace is new, nobody has rights over it yet.
+    """
+    opens = not plan.privileged and "user" in plan.new
+    if opens:
+        yield ops.Dumpable(True)
+    yield ops.RunHooks(HOOKS_BEFORE_PIVOT)
+    if opens:
+        yield ops.Dumpable(False)
 
 
 def check(plan: Plan) -> None:

@@ -25,6 +25,8 @@ SHORT_NAMES = {"net": "network", "mnt": "mount", "mount": "mount", **{kind: kind
 CPU_PERIOD = 100_000  # microseconds
 EVERY_ID = (1 << 32) - 1
 WITHOUT_FILTER = "system calls are not filtered; install libseccomp2"
+# What is in the directory of a layer: upper/ is the container's, the rest overlayfs's, where #... are its leftovers.
+LAYER = {"": ("upper", "work"), "work/": ("work",), "work/work/": ()}
 WITHOUT_ROOT = "without root: only your own user id, and no limits on memory, CPUs or processes"
 
 
@@ -99,9 +101,38 @@ def configuration(wish: Wish) -> Json:
 
 def layer_of(wish: Wish) -> str | None:
     """Return where what the container writes goes, as `Extras.layer` has it."""
-    if wish.layer:
-        return absolute(wish.layer, posix.getcwd())
-    return "" if wish.overlay else None
+    if not wish.layer:
+        return "" if wish.overlay else None
+    here = posix.getcwd()
+    layer = absolute(wish.layer, here)
+    _check_layer(layer, absolute(wish.rootfs, here))
+    return layer
+
+
+def _check_layer(layer: str, root: str) -> None:
+    """Raise a ContainerError for a directory that is somebody's own: overlayfs empties what it finds in work/."""
+    from os.path import commonpath, realpath
+
+    real, lower = realpath(layer), realpath(root)
+    if commonpath([real, lower]) in (real, lower):
+        raise ContainerError(f"--layer: {layer} and {root} lie in each other; give a directory beside the root")
+    found = [
+        f"{below}{name}"
+        for below, names in LAYER.items()
+        for name in _names(f"{layer}/{below}")
+        if name not in names and not name.startswith("#")
+    ]
+    if "upper" not in _names(layer):
+        found += _names(layer)
+    if found:
+        raise ContainerError(f"--layer: {layer} is no layer: {found[0]} is in it; give a new or an empty directory")
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return posix.listdir(directory)
+    except OSError:
+        return []
 
 
 def _namespaces(wish: Wish, privileged: bool) -> list[str]:

@@ -43,7 +43,38 @@ FILES: dict[str, tuple[bytes, int, str]] = {
     ),
     "text": (b"echo x\n", 126, "it is neither an ELF file nor a script with #!"),
     "empty": (b"", 126, "it is empty"),
-    "no name": (b"#!\n", 126, "its first line names no interpreter"),
+    "no name": (b"#!\n", 126, "it has a first line that names no interpreter"),
+    "a long name": (
+        b"#!/" + b"n" * 300 + b"\n", 126, "it has a first line that is longer than the kernel reads (255 bytes)",
+    ),
+    "text as its interpreter": (
+        b"#!/bin/text\n", 126, "its interpreter /bin/text is neither an ELF file nor a script with #!",
+    ),
+    "another processor's interpreter": (
+        b"#!/bin/arm\n", 126,
+        "its interpreter /bin/arm is a program for another processor: ELF machine 183, aarch64",
+    ),
+    "an interpreter below a file": (
+        b"#!/bin/text/sh\n", 126, "its interpreter /bin/text/sh is no file: a part of its path is no directory",
+    ),
+    "text as its loader": (
+        TRUE.replace(LOADER, b"/bin/text".ljust(len(LOADER), b"\0")), 126,
+        "its loader /bin/text is neither an ELF file nor a script with #!",
+    ),
+    "a loader with a blank": (
+        TRUE.replace(LOADER, b"/no such/ld-linux-x86-64.so"), 127,
+        "its loader /no such/ld-linux-x86-64.so is not in the container; add it and the libraries, or use a static "
+        "program",
+    ),
+    "a loader with a carriage return": (
+        TRUE.replace(LOADER, b"/nowhere/ld-linux-x86-64.s\r"), 127,
+        "its loader /nowhere/ld-linux-x86-64.s? is not in the container; add it and the libraries, or use a static "
+        "program",
+    ),
+    "big-endian": (
+        elf_with(elf_with(TRUE, 5, b"\2"), 18, b"\0\x16"), 126,
+        "it is a program for another processor: ELF machine 22",
+    ),
     "another processor": (
         elf_with(TRUE, 18, AARCH64), 126, "it is a program for another processor: ELF machine 183, aarch64",
     ),
@@ -61,7 +92,8 @@ FILES: dict[str, tuple[bytes, int, str]] = {
 def broken(request: pytest.FixtureRequest, rootfs: Path) -> tuple[Path, int, str]:
     """A root directory with /bin/broken, the code it must end with, and the line it must write."""
     content, code, line = FILES[request.param]
-    for name, data in (("broken", content), ("lost", TRUE.replace(LOADER, NOWHERE))):
+    beside = {"lost": TRUE.replace(LOADER, NOWHERE), "text": b"text\n", "arm": elf_with(TRUE, 18, AARCH64)}
+    for name, data in {"broken": content, **beside}.items():
         (rootfs / "bin" / name).write_bytes(data)
         (rootfs / "bin" / name).chmod(0o755)
     return rootfs, code, f"exec /bin/broken: {line}\n"
@@ -119,6 +151,14 @@ def test_the_first_place_of_path_where_it_is_counts(bundle: Bundle, runtime: Run
     bundle.process |= {"args": ["thing"], "env": ["PATH=/none:/one:/bin:/other"]}
     done = runtime.run(bundle)
     assert (done.returncode, done.stderr[:17]) == (127, "exec /one/thing: ")
+
+
+def test_what_is_no_directory_in_path_is_passed_over(bundle: Bundle, runtime: Runtime) -> None:
+    (bundle.rootfs / "file").touch()
+    bundle.process |= {"args": ["true"], "env": ["PATH=/file:/bin:/file"]}
+    assert runtime.run(bundle).returncode == 0
+    bundle.process |= {"args": ["nowhere"], "env": ["PATH=/bin:/file"]}
+    assert 'exec: "nowhere": executable file not found in $PATH' in runtime.run(bundle).stderr
 
 
 @pytest.mark.parametrize("make", ["mkfifo", "mkdir", "socket"])

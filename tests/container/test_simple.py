@@ -292,12 +292,39 @@ def test_dry_run_shows_the_system_calls(rootfs: Path) -> None:
         (["--volume", "/:/"], "mounts[N].destination: '/' is the root, which is mounted already"),
         (["--name", "a/b"], "invalid id format: 'a/b'; use letters, digits and _ + . -"),
         (["--layer=/nowhere/layer"], "take an overlay as the root: "),
+        (["--layer=/"], "--layer: / and "),
     ],
 )
 def test_bad_wishes_are_one_line(rootfs: Path, options: list[str], message: str) -> None:
     done = run(*options, rootfs, "--", "true")
     assert re.sub(r"\[\d+\]", "[N]", one_line(done.stderr)).startswith(f"kvmpy: {message}")
     assert done.returncode == 125
+
+
+@pytest.mark.parametrize("place", [".", "upper", "../around"])
+def test_a_layer_lies_beside_the_root(rootfs: Path, place: str) -> None:
+    layer = rootfs / place
+    if place == "../around":
+        layer = rootfs.parent
+    assert one_line(run("--layer", layer, rootfs, "--", "true").stderr).endswith("give a directory beside the root\n")
+    assert not (rootfs / "work").exists()
+
+
+@pytest.mark.parametrize("own", ["notes", "work/work", "work/notes", "upper/x work/notes", "upper/x work/work/notes"])
+def test_a_layer_is_nobodys_own_directory(rootfs: Path, tmp_path: Path, own: str) -> None:
+    """Overlayfs empties work/work; what lies there must be its own."""
+    for path in own.split():
+        (tmp_path / "layer" / path).mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    done = run("--layer", tmp_path / "layer", rootfs, "--", "true")
+    assert one_line(done.stderr).endswith("is in it; give a new or an empty directory\n")
+    assert (done.returncode, sorted(tmp_path.rglob("*"))) == (125, before)
+
+
+def test_an_empty_layer_is_wrong_usage(rootfs: Path) -> None:
+    done = run("--layer", "", rootfs, "--", "true")
+    assert done.returncode == 2
+    assert done.stderr.endswith(b"argument --layer: the name is empty\n")
 
 
 def test_a_missing_root_directory(tmp_path: Path) -> None:

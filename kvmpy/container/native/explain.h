@@ -6,8 +6,10 @@
 #include "tape.h"
 
 enum { SYS_pread64 = 17, SYS_execve = 59, SYS_openat = 257, SYS_faccessat = 269 };
-enum { ENOENT = 2, E2BIG = 7, ENOEXEC = 8, EACCES = 13, ENOTDIR = 20, ETXTBSY = 26, ELOOP = 40 };
-enum { O_NONBLOCK = 04000, PT_INTERP = 3, EM_386 = 3, EM_X86_64 = 62 };
+enum { ENOENT = 2, E2BIG = 7, ENOEXEC = 8, EACCES = 13, ENOTDIR = 20, ETXTBSY = 26, ELOOP = 40, ELIBBAD = 80 };
+enum { O_NONBLOCK = 04000 };
+enum { EI_CLASS = 4, EI_DATA = 5, ELFDATA2MSB = 2, PT_INTERP = 3, EM_386 = 3, EM_X86_64 = 62 }; /* <elf.h> */
+enum { INTERPRETERS = 5 }; /* one above the other; more are ELOOP (fs/exec.c) */
 enum { NOT_EXECUTABLE = 126, NOT_FOUND = 127 }; /* the shell's exit codes */
 #define AT_FDCWD (-100L)
 
@@ -36,8 +38,9 @@ static void say_number(struct line *line, unsigned number) {
     say(line, digits + at);
 }
 
-static int is_there(const char *path) {
-    return system_call(SYS_faccessat, AT_FDCWD, (u64)path, 0, 0, 0, 0) == 0;
+/* Whether a path leads to something: 0, or the error number. */
+static int look(const char *path) {
+    return (int)-system_call(SYS_faccessat, AT_FDCWD, (u64)path, 0, 0, 0, 0);
 }
 
 static unsigned field(const unsigned char *data, unsigned size) {
@@ -47,8 +50,22 @@ static unsigned field(const unsigned char *data, unsigned size) {
     return value;
 }
 
+static int is_script(const unsigned char *head, long size) {
+    return size >= 2 && head[0] == '#' && head[1] == '!';
+}
+
 static int is_elf(const unsigned char *head, long size) {
     return size >= 64 && field(head, 4) == 0x464c457f;
+}
+
+/* For which processor an ELF file is, e_machine; it says itself which of its bytes comes first. */
+static unsigned machine_of(const unsigned char *head) {
+    return head[EI_DATA] == ELFDATA2MSB ? (unsigned)head[18] << 8 | head[19] : field(head + 18, 2);
+}
+
+static int is_foreign(const unsigned char *head) {
+    unsigned machine = machine_of(head);
+    return machine != EM_X86_64 && machine != EM_386;
 }
 
 /* Read the beginning of a file; return how much of it there is, at most HEAD. */
@@ -61,110 +78,142 @@ static long read_head(const char *path, unsigned char *head) {
     return size < 0 ? 0 : size;
 }
 
-/* Copy up to a blank or the end of the line; return whether there is anything. */
-static int copy_word(char *to, const unsigned char *from, long size) {
-    int length = 0;
-    while (length < NAME - 1 && length < size && from[length] && from[length] != '\n' && from[length] != ' ' &&
-           from[length] != '\t') {
-        to[length] = from[length];
-        length++;
-    }
-    to[length] = 0;
-    return length;
+static int is_blank(unsigned char c) {
+    return c == ' ' || c == '\t';
 }
 
-/* Find who executes a file: the interpreter that a script's first line names (execve(2)), or an ELF file's loader,
-   PT_INTERP (elf(5)). Return what it is called, or 0. */
-static const char *find_interpreter(const unsigned char *head, long size, char *name) {
-    if (size > 2 && head[0] == '#' && head[1] == '!') {
-        long at = 2;
-        while (at < size && (head[at] == ' ' || head[at] == '\t'))
-            at++;
-        return copy_word(name, head + at, size - at) ? "interpreter" : 0;
-    }
-    if (is_elf(head, size)) {
-        int wide = head[4] == 2;
-        u64 at = field(head + (wide ? 32 : 28), 4);
-        unsigned step = field(head + (wide ? 54 : 42), 2), count = field(head + (wide ? 56 : 44), 2);
-        for (; count && at + 56 <= (u64)size; count--, at += step) {
-            u64 text = field(head + at + (wide ? 8 : 4), 4);
-            if (field(head + at, 4) == PT_INTERP && text < (u64)size)
-                return copy_word(name, head + text, size - (long)text) ? "loader" : 0;
-        }
+/* The interpreter that a script's first line names (execve(2)); return whether there is one. As the kernel does: of a line
+   that is longer than what it reads the name must have an end. */
+static int copy_interpreter(char *name, const unsigned char *head, long size) {
+    long at = 2, length = 0;
+    while (at < size && is_blank(head[at]))
+        at++;
+    for (; at < size && at < NAME && head[at] && head[at] != '\n' && !is_blank(head[at]); at++)
+        name[length++] = (char)head[at];
+    name[length] = 0;
+    return length && at < NAME;
+}
+
+/* An ELF file's loader, PT_INTERP (elf(5)); return whether there is one. */
+static int copy_loader(char *name, const unsigned char *head, long size) {
+    int wide = head[EI_CLASS] == 2;
+    u64 at = field(head + (wide ? 32 : 28), 4);
+    unsigned step = field(head + (wide ? 54 : 42), 2), count = field(head + (wide ? 56 : 44), 2);
+    for (; count && at + 56 <= (u64)size; count--, at += step) {
+        u64 text = field(head + at + (wide ? 8 : 4), 4);
+        unsigned length = 0;
+        if (field(head + at, 4) != PT_INTERP)
+            continue;
+        while (length < NAME - 1 && text + length < (u64)size && head[text + length])
+            name[length] = (char)head[text + length], length++;
+        name[length] = 0;
+        return length > 0;
     }
     return 0;
 }
 
-/* Say what a file that is there lacks. */
-static void say_what_is_missing(struct line *line, const char *path, unsigned char *head) {
-    char name[NAME], above[NAME];
-    const char *what = find_interpreter(head, read_head(path, head), name);
-    if (what && is_there(name)) { /* the interpreter of a script is there: then its own loader is not */
-        const char *its = find_interpreter(head, read_head(name, head), above);
-        if (its) {
-            say(line, "its interpreter "), say(line, name), say(line, " needs the ");
-            say(line, its), say(line, " "), say(line, above), say(line, ", which is not in the container");
-            return;
-        }
-    }
-    if (!what) {
-        say(line, "no such file or directory");
-        return;
-    }
-    long length = 0;
-    while (name[length])
-        length++;
-    if (name[length - 1] == '\r') {
-        name[length - 1] = 0;
+/* Find who executes a file. Return what it is called, or 0. */
+static const char *find_interpreter(char *name, const unsigned char *head, long size) {
+    if (is_script(head, size))
+        return copy_interpreter(name, head, size) ? "interpreter " : 0;
+    return is_elf(head, size) && !is_foreign(head) && copy_loader(name, head, size) ? "loader " : 0;
+}
+
+/* Say of which kind a file is that the kernel cannot execute. */
+static void say_format(struct line *line, const unsigned char *head, long size) {
+    char name[NAME];
+    if (size == 0)
+        say(line, " is empty");
+    else if (is_elf(head, size) && is_foreign(head)) {
+        unsigned machine = machine_of(head);
+        say(line, " is a program for another processor: ELF machine "), say_number(line, machine);
+        say(line, machine == 183 ? ", aarch64" : machine == 40 ? ", arm" : machine == 243 ? ", riscv" : "");
+    } else if (is_script(head, size))
+        copy_interpreter(name, head, size),
+            say(line, *name ? " has a first line that is longer than the kernel reads (255 bytes)"
+                            : " has a first line that names no interpreter");
+    else
+        say(line, is_elf(head, size) ? " is damaged, or no program" : " is neither an ELF file nor a script with #!");
+}
+
+/* Take a carriage return off the end of a name; return whether there was one. */
+static int cut_carriage_return(char *name) {
+    while (name[1])
+        name++;
+    if (*name != '\r')
+        return 0;
+    *name = 0;
+    return 1;
+}
+
+/* Say that a file is not there, or is no file; `depth` is 1 for the program's own interpreter. */
+static void say_missing(struct line *line, const char *role, int depth, int error) {
+    if (error == ENOTDIR)
+        say(line, " is no file: a part of its path is no directory");
+    else
+        say(line, " is not in the container");
+    if (depth == 1 && error == ENOENT)
+        say(line, *role == 'l' ? "; add it and the libraries, or use a static program" : "; add it");
+}
+
+/* Follow a file to who interprets it, and on, as execve(2) does, to the first that cannot be executed; say why. */
+static void say_who_is_wrong(struct line *line, const char *path) {
+    unsigned char head[HEAD];
+    char name[NAME];
+    long size = read_head(path, head);
+    const char *role = find_interpreter(name, head, size);
+    if (role && *role == 'i' && look(name) && cut_carriage_return(name)) {
         say(line, "its first line, #!"), say(line, name);
         say(line, ", ends in a carriage return (CRLF); save it with Unix line ends");
         return;
     }
-    say(line, "its "), say(line, what), say(line, " "), say(line, name), say(line, " is not in the container");
-    say(line, *what == 'l' ? "; add it and the libraries, or use a static program" : "; add it");
-}
-
-/* Say of which kind a file is that the kernel cannot execute. */
-static void say_format(struct line *line, const char *path, unsigned char *head) {
-    long size = read_head(path, head);
-    unsigned machine = size >= 64 ? field(head + 18, 2) : 0;
-    if (size == 0)
-        say(line, "it is empty");
-    else if (is_elf(head, size) && machine != EM_X86_64 && machine != EM_386)
-        say(line, "it is a program for another processor: ELF machine "), say_number(line, machine),
-            say(line, machine == 183 ? ", aarch64" : machine == 40 ? ", arm" : machine == 243 ? ", riscv" : "");
-    else if (head[0] == '#' && head[1] == '!')
-        say(line, "its first line names no interpreter");
-    else
-        say(line, is_elf(head, size) ? "it is damaged, or no program" : "it is neither an ELF file nor a script with #!");
+    say(line, role ? "its " : "it");
+    for (int depth = 1; role && depth <= INTERPRETERS; depth++) {
+        int error = look(name);
+        say(line, depth > 1 ? " needs the " : ""), say(line, role), say(line, name), say(line, depth > 1 ? ", which" : "");
+        if (error) {
+            say_missing(line, role, depth, error);
+            return;
+        }
+        size = read_head(name, head);
+        role = find_interpreter(name, head, size);
+    }
+    say_format(line, head, size);
 }
 
 /* Tell in one line why executing a path failed; return the exit code for it. */
 static int explain(const char *path, int error) {
     struct line line;
-    unsigned char head[HEAD];
+    int missing = look(path);
     line.length = 0;
     say(&line, "exec "), say(&line, path), say(&line, ": ");
-    switch (error) {
-    case ENOENT: say_what_is_missing(&line, path, head); break;
-    case ENOEXEC: say_format(&line, path, head); break;
+    switch (missing ? missing : error) {
+    case ENOENT:
+    case ENOTDIR:
+    case ENOEXEC:
+    case ELIBBAD:
+    case EIO:
+        if (missing)
+            say(&line, missing == ENOENT ? "no such file or directory" : "a part of its path is no directory");
+        else
+            say_who_is_wrong(&line, path);
+        break;
     case E2BIG: say(&line, "its arguments and environment are too long"); break;
     case EACCES: say(&line, "permission denied: it, or its interpreter, is not executable, or lies on a noexec mount"); break;
     case ETXTBSY: say(&line, "it is open for writing"); break;
     case ELOOP: say(&line, "too many interpreters, or symbolic links"); break;
-    case ENOTDIR: say(&line, "a part of its path is no directory"); break;
     default: say(&line, "error "), say_number(&line, error);
     }
     line.text[line.length++] = '\n';
     system_call(SYS_write, 2, (u64)line.text, line.length, 0, 0, 0);
-    return error == ENOENT || error == ENOTDIR ? NOT_FOUND : NOT_EXECUTABLE;
+    return error == ENOENT ? NOT_FOUND : NOT_EXECUTABLE;
 }
 
 /* The tape ended at its last execve: of the places where the program could be, tell of the first where it is. */
 static int explain_execution(long last, int error) {
     const struct call *calls = THE_TAPE->calls;
     for (long at = 0; at <= last; at++)
-        if (calls[at].number == SYS_execve && is_there((const char *)calls[at].args[0])) {
+        if (calls[at].number == SYS_execve && !look((const char *)calls[at].args[0])) {
             const u64 *a = calls[at].args;
             return explain((const char *)a[0], (int)-system_call(SYS_execve, a[0], a[1], a[2], 0, 0, 0));
         }

@@ -297,7 +297,7 @@ class FindExecutable(Operation):
         mode = k.Named(status + 24, "st_mode")
         for number, path in enumerate(self.candidates, 1):
             following = Label()
-            accept = () if number == len(self.candidates) else (k.ENOENT, k.EACCES)
+            accept = () if number == len(self.candidates) else (k.ENOENT, k.ENOTDIR, k.EACCES)
             tape.call("faccessat", k.AT_FDCWD, path, 1, accept=accept, otherwise=following)  # X_OK
             tape.call("newfstatat", k.AT_FDCWD, path, k.Named(status, "status"), 0)
             tape.call("CHECK", mode, k.S_IFMT, k.S_IFREG, k.EACCES, accept=accept, otherwise=following, then=found)
@@ -306,8 +306,8 @@ class FindExecutable(Operation):
 
     def error(self, number: int) -> ContainerError:
         """Return the error in runc's words: podman makes 127 and 126 of them."""
-        if number == k.ENOENT and "/" not in self.name:
-            return ExecutableError(f'exec: "{self.name}": executable file not found in $PATH', number)
+        if number in (k.ENOENT, k.ENOTDIR) and "/" not in self.name:
+            return ExecutableError(f'exec: "{self.name}": executable file not found in $PATH', k.ENOENT)
         return ExecutableError(f'exec: "{self.name}": {strerror(number).lower()}', number)
 
 
@@ -353,5 +353,5 @@ class Execute(Operation):
         arguments = k.Named(tape.put_strings(self.arguments), "argv")
         environment = k.Named(tape.put_strings(self.environment), "environment")
         for number, path in enumerate(self.candidates, 1):
-            accept = () if number == len(self.candidates) else (k.ENOENT, k.EACCES)
+            accept = () if number == len(self.candidates) else (k.ENOENT, k.ENOTDIR, k.EACCES)
             tape.call("execve", path, arguments, environment, accept=accept)
