@@ -71,7 +71,7 @@ def _main(arguments: list[str], imported: Callable[[], object]) -> int:
     name = arguments[0] if arguments else "--help"
     if name == "help" and arguments[1:]:
         name = arguments[1]
-        arguments = [name, "--help"]
+        arguments = [*arguments[1:], "--help"]
     if name in ("-h", "--help", "help"):
         return _print(help_text(), ExitCode.OK if arguments else ExitCode.USAGE)
     if name in ("-V", "--version", "version"):

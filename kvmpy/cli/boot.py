@@ -103,6 +103,10 @@ def _plan(options: argparse.Namespace, deadline: float | None) -> BootPlan:
     )
 
 
+def _closed(output: OutputWriter) -> Stop:
+    return Stop(StopKind.OUTPUT_CLOSED, f"standard output: {output.why}")
+
+
 class Run:
     """One run of a machine, with its serial port on standard input and output."""
 
@@ -115,14 +119,13 @@ class Run:
     def shown(self) -> Stop:
         """Run, and pass the guest's output on while it runs."""
         machine = self._machine
-        closed = Stop(StopKind.OUTPUT_CLOSED, "standard output was closed")
         with OutputWriter(
-            STDOUT, hold=machine.hold, release=machine.gate.release, closed=lambda: machine.stop(closed)
+            STDOUT, hold=machine.hold, release=machine.gate.release, closed=lambda: machine.stop(_closed(output))
         ) as output:
             machine.output = output.write
             stop = self._run()
             output.finish(self._given_up)
-            return closed if output.broken and stop.clean else stop
+            return _closed(output) if output.broken and stop.clean else stop
 
     def recorded(self) -> Stop:
         """Run, and print one JSON object at the end."""
@@ -136,7 +139,7 @@ class Run:
         with OutputWriter(STDOUT, hold=ignore, release=ignore, closed=lambda: None) as output:
             output.write(report.encode() + b"\n")
             output.finish(self._given_up)
-            return Stop(StopKind.OUTPUT_CLOSED, "standard output was closed") if output.broken else stop
+            return _closed(output) if output.broken else stop
 
     def _run(self) -> Stop:
         machine = self._machine

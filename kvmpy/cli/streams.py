@@ -28,6 +28,8 @@ def open_standard_descriptors() -> None:
             os.open(os.devnull, flags)
     if sys.stdout is None:  # so that what is printed fails, and is not lost without a word
         sys.stdout = _writer(1)
+    if sys.stderr is None:  # else print() and argparse would take standard output in its place
+        sys.stderr = _writer(2)
 
 
 # What stands for a character in a terminal or file that has no more than ASCII.

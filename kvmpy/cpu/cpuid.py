@@ -105,6 +105,12 @@ class CpuidTable:
                 return entry
         return None
 
+    @property
+    def address_bits(self) -> int:
+        """How many bits a physical address has (MAXPHYADDR; Intel SDM vol. 2, CPUID, 80000008H:EAX[7:0])."""
+        leaf = self.find(0x8000_0008)
+        return leaf.eax & 0xFF if leaf else 36
+
     def set(self, entry: CpuidEntry) -> None:
         """Add an entry, in the place of the one that answered the same leaf and subleaf."""
         old = self.find(entry.function, entry.index)

@@ -29,10 +29,16 @@ if TYPE_CHECKING:
     from kvmpy.cpu.state import Registers, SystemRegisters
     from kvmpy.memory import GuestMemory
 
-UD, NP, GP, PF = 6, 11, 13, 14
+UD, NP, SS, GP, PF = 6, 11, 12, 13, 14
 LONGEST = 15  # bytes of an instruction
 IN_LDT = 4  # of a selector: the table indicator
 AVAILABLE_TSS = (1, 9)  # types of a descriptor: 16 and 32 or 64 bits (Intel SDM vol. 3, table 3-2)
+MOST_ADDRESS_BITS = 52  # of a physical address (Intel SDM vol. 3, 4.1.4)
+# Of operands of 16 bytes, those that may lie anywhere (Intel SDM vol. 1, 10.4.1.1); with a VEX prefix most may.
+UNALIGNED = {
+    "movups", "movupd", "movdqu", "lddqu", "pcmpestri", "pcmpestrm", "pcmpistri", "pcmpistrm",
+}  # fmt: skip
+PLACE = re.compile(r"\[(?P<terms>[^\]]+)\]")
 EFER_KNOWN = sum(EFER)
 CR4_KNOWN = sum(CR4)
 CANONICAL_ONLY = {
@@ -55,6 +61,7 @@ class Case:
     regs: Registers
     sregs: SystemRegisters
     wide: bool  # 64-bit code
+    address_bits: int  # of a physical address
 
     def value(self, name: str) -> int:
         """Return what a register's part holds: rax, eax, ax, r8, r8d, r8w."""
@@ -65,12 +72,30 @@ class Case:
         return 0
 
     @property
+    def address(self) -> int | None:
+        """The linear address of the memory operand, where DS or SS is flat; None without one."""
+        found = PLACE.search(self.instruction.operands)
+        if not found or ":" in self.instruction.operands:
+            return None
+        total, sign = self.behind if "rip" in found["terms"] else 0, 1
+        for term in found["terms"].split():
+            name, _, scale = term.partition("*")
+            if term in "+-":
+                sign = 1 if term == "+" else -1
+            else:
+                number = int(name, 0) if name[0].isdigit() else 0 if name == "rip" else self.value(name)
+                total += sign * number * int(scale or 1)
+        return total & (MASK64 if self.wide else 0xFFFF_FFFF)
+
+    @property
     def behind(self) -> int:
         """The linear address of the next instruction."""
         return self.instruction.address + len(self.instruction.raw)
 
 
-def judge(memory: GuestMemory, regs: Registers, sregs: SystemRegisters) -> Raised | None:
+def judge(
+    memory: GuestMemory, regs: Registers, sregs: SystemRegisters, address_bits: int = MOST_ADDRESS_BITS
+) -> Raised | None:
     """Return what the instruction at CS:RIP probably raised; None where no rule says anything."""
     bits = mode_of(sregs, regs.rflags).bits
     address = regs.rip if bits == 64 else sregs.cs.base + regs.rip & 0xFFFF_FFFF
@@ -81,14 +106,14 @@ def judge(memory: GuestMemory, regs: Registers, sregs: SystemRegisters) -> Raise
     found = next(iter(disassemble(code, bits=bits, origin=address, count=1)), None)
     if found is None:
         return None
-    rule = RULES.get(_kind(found))
-    judged = rule(Case(found, memory, regs, sregs, bits == 64)) if rule else None
+    rule = RULES.get(_kind(found), _memory_operand)
+    judged = rule(Case(found, memory, regs, sregs, bits == 64, address_bits))
     return replace(judged, certain=False) if judged else None
 
 
 def _kind(instruction: Disassembled) -> str:
-    """Return the mnemonic; for MOV to a control register, with the register."""
-    target = re.match(r"(cr\d+), ", instruction.operands)
+    """Return the mnemonic; for MOV to a control or debug register, with the register."""
+    target = re.match(r"(cr\d+|dr)", instruction.operands)
     return f"{instruction.mnemonic} {target[1]}" if target else instruction.mnemonic
 
 
@@ -141,7 +166,10 @@ def _mov_cr0(case: Case) -> Raised | None:
 
 def _mov_cr3(case: Case) -> Raised | None:
     value = _source(case)
-    if value >> 52 & 0x7FF:  # bit 63 is no part of it with CR4.PCIDE (SDM vol. 3, 4.10.4.1)
+    reserved = MASK64 & -(1 << case.address_bits)
+    if case.sregs.cr4 & CR4.PCIDE:
+        reserved &= MASK64 >> 1  # bit 63 is no part of it then (SDM vol. 3, 4.10.4.1)
+    if case.wide and value & reserved:
         return Raised(GP, 0, why=f"{value:#x} sets reserved bits of CR3")
     return _next_fetch(case, replace(case.sregs, cr3=value & MASK64 >> 1), f"cr3 becomes {value:#x}")
 
@@ -158,6 +186,37 @@ def _mov_cr4(case: Case) -> Raised | None:
     else:
         why = f"CPUID does not announce all of {describe_flags(CR4, value & ~sregs.cr4)}"
     return Raised(GP, 0, why=why)
+
+
+def _mov_cr8(case: Case) -> Raised | None:
+    value = _source(case)
+    return Raised(GP, 0, why=f"{value:#x} sets reserved bits of CR8") if value > 0xF else None
+
+
+def _mov_dr(case: Case) -> Raised | None:
+    number, value = case.instruction.operands.partition(",")[0][2:], _source(case)
+    if number in ("6", "7") and value >> 32:
+        return Raised(GP, 0, why=f"the upper half of DR{number} must be zero")
+    return None
+
+
+def _stack(case: Case) -> Raised | None:
+    """What pushes or pops at an address that is not canonical (SDM vol. 3, 6.15, #SS)."""
+    name = "rbp" if case.instruction.mnemonic == "leave" else "rsp"
+    if case.wide and not is_canonical(case.value(name)):
+        return Raised(SS, 0, why=f"{name.upper()}, {case.value(name):#x}, is no canonical address")
+    return _memory_operand(case)
+
+
+def _memory_operand(case: Case) -> Raised | None:
+    mnemonic, operands, address = case.instruction.mnemonic, case.instruction.operands, case.address
+    if address is None or mnemonic in ("lea", "nop"):
+        return None
+    if case.wide and not is_canonical(address) and re.search(r"\[(rsp|rbp)\b", operands):
+        return Raised(SS, 0, why=f"{address:#x} is no canonical address")
+    if "xmmword ptr" in operands and address % 16 and mnemonic[0] != "v" and mnemonic not in UNALIGNED:
+        return Raised(GP, 0, why=f"the operand at {address:#x} is not aligned on 16 bytes")
+    return None
 
 
 def _next_fetch(case: Case, after: SystemRegisters, what: str) -> Raised | None:
@@ -207,6 +266,9 @@ RULES: dict[str, Callable[[Case], Raised | None]] = {
     "mov cr0": _mov_cr0,
     "mov cr3": _mov_cr3,
     "mov cr4": _mov_cr4,
+    "mov cr8": _mov_cr8,
+    "mov dr": _mov_dr,
+    **dict.fromkeys(("push", "pop", "pushfq", "popfq", "call", "ret", "enter", "leave", "iretq"), _stack),
     **{f"mov cr{number}": _no_such_register for number in (1, 5, 6, 7, *range(9, 16))},
     "ltr": _ltr,
     "vmcall": _hypercall,

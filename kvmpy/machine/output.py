@@ -6,6 +6,7 @@ so nothing is lost; and as they wait out of the guest and without the VM's lock,
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import threading
@@ -31,13 +32,14 @@ class OutputWriter:
     """Queues bytes with `write()` and writes them to `fd` in the background; use it as a context manager.
 
     `hold` and `release` are called with a name when the queue is full and when it has room again, `closed` when the
-    descriptor takes nothing more (`broken` is true then). To a terminal bytes go at once, else by line.
+    descriptor takes nothing more (`broken` is true then, `why` says why). To a terminal bytes go at once, else by line.
     """
 
     def __init__(
         self, fd: int, *, hold: Callable[[str], None], release: Callable[[str], None], closed: Callable[[], None]
     ) -> None:
         self.broken = False
+        self.why = ""
         self._fd = fd
         self._hold, self._release, self._closed = hold, release, closed
         self._eager = os.isatty(fd)
@@ -119,8 +121,8 @@ class OutputWriter:
             count = os.write(self._fd, self._queue[:CHUNK])
         except BlockingIOError:
             return
-        except OSError:
-            self._break()
+        except OSError as error:
+            self._break(error)
             return
         with self._lock:
             del self._queue[:count]
@@ -130,7 +132,8 @@ class OutputWriter:
                 self._full = False
                 self._release(WHO)
 
-    def _break(self) -> None:
+    def _break(self, error: OSError) -> None:
+        self.why = "closed" if error.errno in (errno.EPIPE, errno.EBADF) else os.strerror(error.errno or 0).lower()
         self._closed()
         with self._lock:
             self.broken = True

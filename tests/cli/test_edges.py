@@ -284,3 +284,23 @@ sys.exit(main(["boot", "echo.bin", "--accel", "soft"]))
 def test_a_signal_just_before_the_guest_runs_is_not_lost() -> None:
     with subprocess.Popen([KVMPY[0], "-c", EARLY], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.wait(DEADLINE) == 143
+
+
+def test_what_ended_the_output_is_told() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*KVMPY, "boot", "hello.bin"], stdout=full, stderr=subprocess.PIPE, timeout=DEADLINE)
+    assert (done.returncode, done.stderr) == (74, b"kvmpy: output-closed: standard output: no space left on device\n")
+
+
+@pytest.mark.parametrize("command", ["info --nosuch", "container run /nowhere -- true", "nosuch"])
+def test_without_standard_error_nothing_goes_to_standard_output(command: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {command} 2>&-', "sh", *KVMPY], stdout=subprocess.PIPE, timeout=DEADLINE
+    )
+    assert done.returncode in (2, 125)
+    assert done.stdout == b""
+
+
+def test_help_of_a_command_s_command() -> None:
+    done = subprocess.run([*KVMPY, "help", "container", "run"], capture_output=True, text=True, timeout=DEADLINE)
+    assert done.stdout.startswith("usage: kvmpy container run ")

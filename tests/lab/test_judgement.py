@@ -12,7 +12,7 @@ from kvmpy.cpu.state import DescriptorTable
 from kvmpy.lab.judgement import judge
 from kvmpy.lab.postmortem import NOTHING_RAISED
 
-UD, NP, GP, PF = 6, 11, 13, 14
+UD, NP, SS, GP, PF = 6, 11, 12, 13, 14
 GDT = 0x6000
 NOT_PRESENT_TSS, CODE_SEGMENT = 0x20, 0x28
 # Bits, source, and what the last instruction raises: vector, error code, words of the reason.
@@ -30,6 +30,14 @@ MISTAKES = [
     (32, "mov eax, 0x80000001\nmov cr0, eax", PF, 0, "the next instruction is not mapped"),
     (64, "mov eax, 0x30000\nmov cr3, rax", PF, 0x10, "by the tables at 0x30000 the next instruction is not mapped"),
     (64, "mov rax, 0x10000000000000\nmov cr3, rax", GP, 0, "reserved bits of CR3"),
+    (64, "mov rax, cr3\nbts rax, 63\nmov cr3, rax", GP, 0, "reserved bits of CR3"),
+    (64, "mov eax, 0x10\nmov cr8, rax", GP, 0, "reserved bits of CR8"),
+    (64, "mov rax, -1\nmov dr7, rax", GP, 0, "the upper half of DR7 must be zero"),
+    (64, "mov rdi, 0xd001\nmovaps xmm0, [rdi]", GP, 0, "0xd001 is not aligned on 16 bytes"),
+    (64, "mov ecx, 4\nmov edi, 0xd000\npaddb xmm0, [rdi+rcx*2-1]", GP, 0, "0xd007 is not aligned on 16 bytes"),
+    (64, "mov rsp, 0x8000000000000000\npush rax", SS, 0, "RSP, 0x8000000000000000, is no canonical address"),
+    (64, "mov rbp, 0x8000000000000000\nleave", SS, 0, "RBP, 0x8000000000000000, is no canonical address"),
+    (64, "mov rbp, 0x8000000000000000\nmov eax, [rbp+8]", SS, 0, "0x8000000000000008 is no canonical address"),
     (64, "xor eax, eax\nmov cr4, rax", GP, 0, "CR4.PAE cannot be cleared in long mode"),
     (64, "mov eax, 0x80000020\nmov cr4, rax", GP, 0, "sets bits that CR4 does not have: 0x80000000"),
     (32, "mov eax, 0x20000\nmov cr4, eax", GP, 0, "CR4.PCIDE needs long mode"),
