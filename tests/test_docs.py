@@ -190,11 +190,14 @@ def test_the_list_of_operations_is_that_of_the_dry_run(tmp_path: Path) -> None:
     assert {words for _, words in listed} >= {"let nobody", "execute sh"}
 
 
-def test_examples_are_put_into_the_pages_that_show_them() -> None:
-    """The marker is exact (pymdownx.snippets); a formatter once made `--8 < --` of it, and pages showed that."""
+def test_pages_show_the_examples_as_they_are() -> None:
+    """They can be read as files, too, so the code stands in them; it is the file that another test runs."""
     shown = []
     for page in (ROOT / "docs").glob("**/*.md"):
-        text = page.read_text()
-        assert not re.search(r"--\s*8\s+<|8\s*<\s+--", text), page
-        shown += re.findall(r'^--8<-- "examples/(\w+)\.py"$', text, re.MULTILINE)
-    assert sorted(shown) == ["lamps", "size_command"]
+        for path, code in re.findall(
+            r'^```python title="(.*?)"\n(.*?)```$', page.read_text(), re.MULTILINE | re.DOTALL
+        ):
+            assert code == (ROOT / path).read_text(), page
+            shown.append(path)
+        assert not re.search(r"8\s*<\s*-", page.read_text()), page  # a marker that something else would replace
+    assert sorted(shown) == ["docs/examples/lamps.py", "docs/examples/size_command.py"]

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from kvmpy.errors import ConfigError
+from kvmpy.packages import package
 from kvmpy.record import record
 
 TYPE_CHECKING = False
@@ -55,8 +56,7 @@ def disassemble(
 @functools.cache
 def capstone_engine(bits: int, detail: bool = False) -> Any:
     """Return the Capstone engine for a mode, with `detail` of operands too; ConfigError when there is no such mode."""
-    import capstone
-
+    capstone = package("capstone")
     modes = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}
     if bits not in modes:
         raise ConfigError(f"{bits}-bit code: there is 16, 32 and 64")

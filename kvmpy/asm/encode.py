@@ -16,6 +16,7 @@ from kvmpy.asm.operands import HIGH_BYTES, NEED_REX, NEW, Far, Immediate, Memory
 from kvmpy.asm.prefixes import sized, with_prefixes
 from kvmpy.asm.special import special
 from kvmpy.asm.tokens import Misplaced
+from kvmpy.packages import package
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -214,8 +215,7 @@ def _mended(instruction: Instruction, code: bytes, places: Mapping[int, int]) ->
 @functools.lru_cache(maxsize=4096)
 def keystone(bits: int, text: str) -> bytes | str:
     """Return the code of one canonical instruction that lies at 0, or Keystone's complaint in plain words."""
-    import keystone as ks
-
+    ks = package("keystone")
     try:
         encoded, _ = _engine(bits).asm(text, 0, as_bytes=True)
     except ks.KsError as error:
@@ -225,8 +225,7 @@ def keystone(bits: int, text: str) -> bytes | str:
 
 @functools.cache
 def _engine(bits: int) -> Any:
-    import keystone as ks
-
+    ks = package("keystone")
     return ks.Ks(ks.KS_ARCH_X86, {16: ks.KS_MODE_16, 32: ks.KS_MODE_32, 64: ks.KS_MODE_64}[bits])
 
 
@@ -234,6 +233,7 @@ def _plain(complaint: str) -> str:
     words = complaint.split(" (KS_ERR")[0].lower()
     return {
         "missing cpu feature": "there is no such instruction in this mode",
-        "invalid mnemonic": "there is no such instruction here; write its bytes with .byte if the processor has it",
+        "invalid mnemonic": "there is no such instruction here; write its bytes with .byte if the processor has it "
+        "(directives begin with a dot: .org, .byte, .code32)",
         "invalid operand": "these operands do not go with this instruction",
     }.get(words, words)

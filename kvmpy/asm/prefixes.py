@@ -82,6 +82,11 @@ def _with(code: bytes, prefix: int, wanted: bool) -> bytes:
     return bytes([prefix]) + code if wanted else prefixes.replace(bytes([prefix]), b"") + code[len(prefixes) :]
 
 
+SIZE_OF_A_NUMBER = (
+    "a size before a number says nothing here; leave it out, or give it to what lies in memory, as in 'word ptr [x]'"
+)
+
+
 def sized(instruction: Instruction, operand: Operand) -> Operand:
     """Return the operand of a push or pop with its size, which is the mode's own where none is said."""
     if instruction.mnemonic in ("push", "pop") and isinstance(operand, Memory) and not operand.size:
@@ -93,7 +98,7 @@ def check_sizes(instruction: Instruction) -> None:
     """Refuse a size before a number where it would say nothing: only a push has numbers of several sizes."""
     for operand in instruction.operands:
         if isinstance(operand, Immediate) and operand.size and instruction.mnemonic != "push":
-            raise Misplaced(operand.column, "a size before a number says nothing here; leave it out, or write [x]")
+            raise Misplaced(operand.column, SIZE_OF_A_NUMBER)
 
 
 def default_segment(base: str) -> str:

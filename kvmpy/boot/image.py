@@ -8,7 +8,7 @@ import stat
 import struct
 import time
 
-from kvmpy.boot.flat import plan_flat
+from kvmpy.boot.flat import TABLES_END, plan_flat
 from kvmpy.boot.sidecar import sidecar_beside
 from kvmpy.errors import DeadlineError, ImageError
 
@@ -79,9 +79,14 @@ def plan_image(
     return plan_flat(os.path.basename(path), image, sidecar, memory=memory, append=append)
 
 
+ET_EXEC = b"\2\0"  # of <elf.h>: linked to an address
+RELINK = (
+    "link it to an address that is free first, as gcc's options '-static -no-pie -nostdlib -Wl,-Ttext=0x100000' do; "
+    "then 'objcopy -O binary' makes a flat image of it"
+)
 # How other kinds of files begin: where, with what, what they are, and what to do with them.
 OTHERS = (
-    (0, b"\x7fELF", "an ELF file", "make a flat image of it with 'objcopy -O binary'"),
+    (0, b"\x7fELF", "an ELF file", ""),
     (0, b"\x1f\x8b", "compressed by gzip", "unpack it with 'gunzip'"),
     (0, b"\xfd7zXZ", "compressed by xz", "unpack it with 'unxz'"),
     (0, b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it with 'unzstd'"),
@@ -93,12 +98,34 @@ def check_flat(name: str, image: bytes) -> None:
     """Raise ImageError for a file that is plainly something else: its head would be executed as code."""
     for at, magic, what, advice in OTHERS:
         if image[at : at + len(magic)] == magic:
-            raise ImageError(f"{name}: is {what}, no flat image; {advice}{_where_elf_goes(image)}")
+            raise ImageError(f"{name}: is {what}, no flat image; {advice or _advice_for_elf(image)}")
+    if _is_text(image):
+        source = f"kvmpy asm {name} -o {name.removesuffix('.asm').removesuffix('.s')}.bin"
+        raise ImageError(f"{name}: is text, no flat image; if it is a source, '{source}' assembles it")
+
+
+def _is_text(image: bytes) -> bool:
+    """Tell whether it has lines, and nothing that a person could not have written."""
+    try:
+        text = image.decode()
+    except UnicodeDecodeError:
+        return False
+    return "\n" in text and all(c.isprintable() or c in "\t\r\n\f" for c in text)
+
+
+def _advice_for_elf(image: bytes) -> str:
+    """Return what makes a flat image of an ELF file."""
+    if where := _where_elf_goes(image):
+        return f"make a flat image of it with 'objcopy -O binary', {where}"
+    return RELINK
 
 
 def _where_elf_goes(image: bytes) -> str:
-    """Return how to boot what objcopy makes of an ELF file: it begins with the first section with contents (elf(5))."""
-    if len(image) < 64 or image[:4] != b"\x7fELF" or image[4] not in (1, 2):
+    """Return how to boot what objcopy makes of an ELF file: it begins with the first section with contents (elf(5)).
+
+    Empty where it has no place of its own yet: an object file, or a program that can lie anywhere (PIE).
+    """
+    if len(image) < 64 or image[4] not in (1, 2) or image[16:18] != ET_EXEC:
         return ""
     mode, header, segment, section = ELF_TABLES[image[4]]
     try:
@@ -115,7 +142,9 @@ def _where_elf_goes(image: bytes) -> str:
         for what, flags, at, size in parts
         if kind == PT_LOAD and what != SHT_NOBITS and flags & SHF_ALLOC and size and offset <= at < offset + length
     ]
-    return f", for {mode} mode, loaded at {min(places):#x}, entered at {entry:#x}" if places else ""
+    if not places or min(places) < TABLES_END:
+        return ""
+    return f"for {mode} mode, loaded at {min(places):#x}, entered at {entry:#x}"
 
 
 def read_image(name: str, path: str, limit: int, deadline: float | None = None) -> bytes:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from kvmpy.accel.base import Accelerator
 
 UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-LARGEST = 1 << 52  # bytes that an x86 processor can address (Intel SDM vol. 3, 4.1.4)
+PAGE = 4096
+LARGEST = 64 << 40  # bytes; a process has 128T of addresses for all that it maps (Intel SDM vol. 1, 3.3.7.1)
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,7 +88,7 @@ def size(text: str) -> int:
     except ValueError:
         value = 0
     if not 0 < value <= LARGEST:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no size; write 64M, 1G or a number of bytes up to 4096T")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no size; write 64M, 1G or a number of bytes up to 64T")
     return value
 
 
@@ -107,6 +108,14 @@ def a_name(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("the name is empty")
     return text
+
+
+def memory_size(text: str) -> int:
+    """Read the size of a machine's memory, which is made of pages."""
+    value = size(text)
+    if value % PAGE:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of pages; write {-(-value // PAGE) * PAGE}")
+    return value
 
 
 def count(text: str) -> int:

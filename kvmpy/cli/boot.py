@@ -8,7 +8,7 @@ import signal
 import time
 
 from kvmpy.boot.image import plan_image
-from kvmpy.cli.arguments import add_accelerator, address, command_parser, count, open_chosen, seconds, size
+from kvmpy.cli.arguments import add_accelerator, address, command_parser, count, memory_size, open_chosen, seconds
 from kvmpy.cli.exit_codes import EXPLAINED, exit_code_of
 from kvmpy.cli.report import Recorder
 from kvmpy.cli.streams import complain
@@ -50,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
     """Return the options of the command."""
     p = command_parser("boot", "Boot a guest image.", EPILOG)
     p.add_argument("file", metavar="FILE", help="a flat image, or the name of a bundled guest (guest.bin, hello.bin)")
-    p.add_argument("--memory", type=size, default=DEFAULT_MEMORY, metavar="SIZE", help="guest memory (default 64M)")
+    p.add_argument(
+        "--memory", type=memory_size, default=DEFAULT_MEMORY, metavar="SIZE", help="guest memory (default 64M)"
+    )
     p.add_argument("--cpus", type=count, default=1, metavar="N", help="number of vCPUs (default 1)")
     p.add_argument("--mode", choices=("real", "protected", "long"), help="the mode the image starts in (default real)")
     p.add_argument("--load", type=address, metavar="ADDR", help="where it is loaded (default 0x7c00, else 0x100000)")

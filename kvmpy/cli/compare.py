@@ -11,6 +11,7 @@ from kvmpy.cli.arguments import command_parser
 from kvmpy.cli.ending import EndingSignals
 from kvmpy.cli.exit_codes import ExitCode
 from kvmpy.errors import HostError
+from kvmpy.packages import package
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ QUESTION_WIDTH, ANSWER_WIDTH = 24, 14
 def parser() -> argparse.ArgumentParser:
     """Return the options of the command."""
     p = command_parser("compare", "Compare a process, a container and a virtual machine.", EPILOG)
-    p.add_argument("--quick", action="store_true", help="fewer rounds, at most a hundred at once: under a minute")
+    p.add_argument("--quick", action="store_true", help="fewer rounds, at most a hundred at once: about a minute")
     p.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     p.add_argument("--html", metavar="FILE", help="write a page with charts, methods and code, too")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -58,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     """Compare, and print or write the report."""
     from kvmpy.compare.report import compare
 
+    package("rich")
     if options.html:
         check_writable(options.html)
     with EndingSignals() as signals:

@@ -6,6 +6,7 @@ import argparse
 import shlex
 
 from kvmpy.cli.arguments import command_parser
+from kvmpy.packages import package
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,13 +41,12 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Print the script."""
-    import shtab
-
     from kvmpy.boot.image import bundled_guests
 
+    shtab = package("shtab")
     names = " ".join(bundled_guests())
     preamble = {"bash": IMAGES_IN_BASH.format(names=shlex.quote(names))}
-    script = shtab.complete(whole_parser(names), shell=options.shell, preamble=preamble)  # type: ignore[arg-type]
+    script = shtab.complete(whole_parser(names), shell=options.shell, preamble=preamble)
     print(script.replace(*FOR_ANY_CALLER), end="")
     return 0
 

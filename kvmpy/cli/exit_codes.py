@@ -55,7 +55,8 @@ exit codes:
   74     standard output was closed
   75     --max-exits was reached
   124    --timeout was reached
-  129, 130, 143  SIGHUP, Ctrl-C, SIGTERM
+  129, 130, 143  SIGHUP, SIGINT, SIGTERM; on a terminal Ctrl-C is the guest's,
+                 and Ctrl-A x ends it
 """
 
 OF_STOP = {

@@ -35,7 +35,7 @@ examples:
 TITLES = {"kvm": "KVM", "soft": "the software CPU"}
 # What KVM adds, told to who has none.
 KVM_ADDS = (
-    "ring 3 at the processor's own speed, and up to ten times as many exits a second",
+    "the guest's code at the processor's own speed",
     "interrupt chips, timers and eventfds in the kernel: no exit for each interrupt",
     "AVX and segment limits: all that the processor has",
 )
@@ -95,7 +95,7 @@ def _text(
         elif name in missing:
             lines.append(f"{name:5} {title}: no. {missing[name]}")
     if "kvm" in missing:
-        lines += ["      with it there would be:", *(f"      - {what}" for what in KVM_ADDS)]
+        lines += ["      with KVM there would be:", *(f"      - {what}" for what in KVM_ADDS)]
     lines += ["", "features (tried):", "  " + "".join(f"{name:5}" for name in features)]
     for probe, (meaning, _) in PROBES.items():
         marks = "".join(f"{'yes' if found[probe] else 'no':5}" for found in features.values())

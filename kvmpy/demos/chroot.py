@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kvmpy.demos.scene import Scene
 
 CHECK = (
-    "man 2 chroot                                 it says so itself, under NOTES",
+    "man 2 chroot                                 it says so itself",
     "man 2 pivot_root                             and how it is done with '.', under NOTES",
     "kvmpy container run --dry-run -v ROOTFS      the operation that enters the root directory",
 )

@@ -25,7 +25,7 @@ KILLED = 128 + 9
 SECONDS = 1.0
 DEADLINE = 30.0
 # sudo(8) has a PATH of its own, without a virtual environment's.
-AS_ROOT = """'sudo "$(command -v kvmpy)" demo limits'"""
+AS_ROOT = 'sudo "$(command -v kvmpy)" demo limits'
 # What runs inside, by the host's own Python.
 TAKE_MEMORY = "x = []\nfor n in range(1, 200):\n    x.append(b'x' * (1 << 20))\n    print(n, flush=True)"
 TAKE_PROCESSES = """
@@ -55,7 +55,8 @@ print(json.dumps([time.monotonic() - start, time.process_time() - used]))
 def run(scene: Scene) -> None:
     """Exceed three limits on purpose."""
     if os.geteuid() != 0:
-        scene.missing(f"limits need root: control groups belong to it; run {AS_ROOT}")
+        scene.missing("limits need root: control groups belong to it; run this:")
+        scene.saw(AS_ROOT)
         return
     root = scene.folder / "root"
     root.mkdir()

@@ -64,6 +64,10 @@ class Questions(RegisterDevice):
         return int(self.enough.is_set())
 
 
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def run(scene: Scene) -> None:
     """Run both until the second ends, and ask each what it saw."""
     printed = bytearray()
@@ -91,7 +95,7 @@ def run(scene: Scene) -> None:
         questions.enough.set()
         if searcher.is_alive():
             searcher.join()
-    scene.saw(f"the first had searched its memory {searches} times when the second ended")
+    scene.saw(f"the first had searched its memory {_times(searches)} when the second ended")
     scene.saw(*[line for line in printed.decode(errors="replace").splitlines() if line.startswith((">", "0x", "mem"))])
 
     scene.step("Did each get the memory that it was promised?")

@@ -16,12 +16,22 @@ API_VERSION = 12
 
 ADVICE = {
     errno.ENOENT: "the kernel has no KVM, or its module is not loaded; try 'modprobe kvm_intel' or 'modprobe kvm_amd'",
-    errno.EACCES: "add yourself to the group that owns it, usually 'kvm', and log in again",
     errno.EPERM: "this sandbox or container forbids it; pass the device in",
     errno.ENODEV: "the device node is there but no KVM module is loaded",
     errno.ENXIO: "the device node is there but no KVM module is loaded",
     errno.EISDIR: "it must be the KVM device",
 }
+
+
+ASK = "run 'kvmpy info' for what this host has"
+GROUP_MAY = 0o060
+
+
+def _how_to_be_let_in(path: str) -> str:
+    """Return what helps who may not open the device: a group that may, or root has to give one the right."""
+    if os.stat(path).st_mode & GROUP_MAY == GROUP_MAY:
+        return "add yourself to the group that owns it, usually 'kvm', and log in again"
+    return f"its mode lets nobody in but its owner; as root: 'chgrp kvm {path} && chmod g+rw {path}'"
 
 
 class Kvm(Fd):
@@ -38,7 +48,7 @@ class Kvm(Fd):
         except OSError as error:
             code = error.errno or 0
             name = errno.errorcode.get(code, str(code))
-            advice = ADVICE.get(code, "run 'kvmpy info' for what this host has")
+            advice = _how_to_be_let_in(path) if code == errno.EACCES else ADVICE.get(code, ASK)
             raise NoAcceleratorError(f"open {path}: {name} ({os.strerror(code)}); {advice}") from None
         super().__init__(fd, path)
         try:

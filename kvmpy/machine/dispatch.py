@@ -220,7 +220,7 @@ class Dispatch(dict[int, "Callable[[], object]"]):
             left = self._uncounted
         if self.machine.stop_reason:
             return
-        detail = f"{limit} exits were allowed; allow more, or run it again to go on"
+        detail = f"{limit} exits were allowed; allow more"
         self._stop(Stop(StopKind.EXIT_LIMIT, detail, vcpu=self.vcpu.id))
 
     def _stop(self, stop: Stop) -> object:

@@ -64,7 +64,11 @@ def test_it_is_encoded_as_it_is_written(bits: int, text: str, code: str) -> None
 REFUSED = [
     (32, "lock add eax, [ebx]", "'add' cannot be locked; only what reads and writes memory can"),
     (32, "lock bt [ebx], eax", "'bt' cannot be locked"),
-    (32, "jmp dword ptr 0x1000", "a size before a number says nothing here; leave it out, or write [x]"),
+    (
+        32,
+        "jmp dword ptr 0x1000",
+        "a size before a number says nothing here; leave it out, or give it to what lies",
+    ),
     (64, "mov rax, dword ptr 5", "a size before a number says nothing here"),
     (64, "add qword ptr [rax], byte ptr 5", "a size before a number says nothing here"),
     (64, "push dword ptr 5", "64-bit code moves 2 or 8 bytes here, not 4"),

@@ -203,6 +203,46 @@ def test_the_remedy_for_an_elf_file_works(bits: int, mode: str, tmp_path: Path) 
     assert kvmpy("boot", str(tmp_path / "kernel.bin"), *options).returncode == 7
 
 
+@pytest.mark.parametrize("options", ["", "-c", "-static -no-pie -Wl,-Ttext=0x1000"])
+def test_the_remedy_for_an_elf_file_without_a_place_works(options: str, tmp_path: Path) -> None:
+    """What gcc makes by default can lie anywhere, an object file lies nowhere, and at 0x1000 the boot tables are."""
+    require("gcc", "objcopy")
+    (tmp_path / "k.c").write_text('void _start(void) { __asm__("mov $7, %al; outb %al, $0xf4; hlt"); }')
+    gcc = ["gcc", "-ffreestanding", "-o", "k"]
+    subprocess.run([*gcc, "-nostdlib", *options.split(), "k.c"], cwd=tmp_path, check=True)
+    told = one_line(kvmpy("boot", str(tmp_path / "k")).stderr)
+    linked = re.findall(r"gcc's options '(-.*)' do", told)[0]
+    subprocess.run([*gcc, *linked.split(), "-Wl,--build-id=none", "k.c"], cwd=tmp_path, check=True)
+    told = one_line(kvmpy("boot", str(tmp_path / "k")).stderr)
+    load, entry = re.findall(r"long mode, loaded at (0x\w+), entered at (0x\w+)$", told.strip())[0]
+    subprocess.run(["objcopy", "-O", "binary", "k", "k.bin"], cwd=tmp_path, check=True)
+    command = ["boot", str(tmp_path / "k.bin"), "--mode", "long", "--load", load, "--entry", entry, "--accel", "soft"]
+    assert kvmpy(*command).returncode == 7
+
+
+def test_a_source_is_no_image(tmp_path: Path) -> None:
+    source = tmp_path / "my.asm"
+    source.write_text("    mov al, 5\n    out 0xf4, al\n")
+    told = one_line(kvmpy("boot", str(source)).stderr)
+    remedy = re.findall(r"'kvmpy (asm .*)'", told)[0]
+    assert kvmpy(*remedy.split()).returncode == 0
+    assert kvmpy("boot", str(tmp_path / "my.bin"), "--accel", "soft").returncode == 5
+
+
+@pytest.mark.parametrize(
+    ("size", "told"), [("100001", "is no whole number of pages; write 102400"), ("65T", "is no size; write 64M, 1G")]
+)
+def test_a_machines_memory_is_whole_pages(size: str, told: str) -> None:
+    done = kvmpy("boot", "hello.bin", "--memory", size)
+    assert done.returncode == 2
+    assert told in done.stderr.decode()
+
+
+def test_the_largest_memory_that_is_named_is_not_refused_as_no_size() -> None:
+    largest = re.findall(r"up to (\w+)", kvmpy("boot", "hello.bin", "--memory", "x").stderr.decode())[0]
+    assert b"no size" not in kvmpy("boot", "hello.bin", "--memory", largest, "--accel", "soft").stderr
+
+
 def test_the_remedy_for_a_disks_image_works(tmp_path: Path) -> None:
     """Its first sector is what a PC boots; here it writes 5 to the debug-exit port."""
     (tmp_path / "FILE").write_bytes(bytes.fromhex("b005e6f4f4").ljust(510, b"\0") + b"\x55\xaa" + bytes(1474048))

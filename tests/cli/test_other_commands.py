@@ -207,7 +207,7 @@ def test_info_without_kvm_says_why_and_what_it_would_add() -> None:
     done = subprocess.run([hide, *KVMPY, "info"], capture_output=True, timeout=DEADLINE, text=True)
     assert done.returncode == 0
     assert "KVM: no. open /dev/kvm: ENOENT" in done.stdout
-    assert "with it there would be:" in done.stdout
+    assert "with KVM there would be:" in done.stdout
     assert "AVX" in done.stdout
     assert "capabilities" not in done.stdout
 
