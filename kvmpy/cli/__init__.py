@@ -135,7 +135,12 @@ def _run(name: str, arguments: Sequence[str], imported: Callable[[], object]) ->
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     """Parse; the help that this may print is written out before the process ends."""
     try:
-        return parser.parse_args(arguments)
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            program = getattr(options, "command", None) or getattr(options, "arguments", None)
+            hint = f"; write -- before the program: -- {program[0]} {' '.join(unknown)}" if program else ""
+            getattr(options, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return options
     except SystemExit:
         sys.stdout.flush()
         raise

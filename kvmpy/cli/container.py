@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "run", help="run a command in a root directory", epilog=EPILOG, formatter_class=p.formatter_class
     )
     add_run_options(run)
+    run.set_defaults(parser=run)
     commands.add_parser("path", help="print where the OCI runtime kvmpy-oci is, for podman and others")
     for each in (p, run):
         each.add_argument("--debug", action="store_true", help="show tracebacks")

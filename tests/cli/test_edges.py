@@ -344,3 +344,14 @@ def test_without_standard_error_nothing_goes_to_standard_output(command: str) ->
 def test_help_of_a_command_s_command() -> None:
     done = subprocess.run([*KVMPY, "help", "container", "run"], capture_output=True, text=True, timeout=DEADLINE)
     assert done.stdout.startswith("usage: kvmpy container run ")
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"), [("container run root", "container run"), ("run --as container root", "run")]
+)
+def test_a_forgotten_separator_is_named(command: str, usage: str) -> None:
+    """Users of podman and docker write none: their options end at the first word that is none."""
+    done = kvmpy(*command.split(), "sh", "-c", "exit 3")
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith(f"usage: kvmpy {usage} ")
+    assert b"unrecognized arguments: -c exit 3; write -- before the program: -- sh -c exit 3\n" in done.stderr
