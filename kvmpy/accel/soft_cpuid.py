@@ -13,10 +13,11 @@ BROADWELL = 0x306D4  # family 6, model 0x3D, stepping 4 (Intel SDM vol. 2, figur
 CLFLUSH_LINE = 8  # in units of 8 bytes
 ADDRESS_BITS = 40 | 48 << 8  # physical, linear
 LIMIT = 128
-# Not fma, avx, avx2, f16c, rtm and hle: Unicorn lacks them. Not x2apic, apic and tsc_deadline: there is no local APIC.
+# Not fma, avx, avx2, f16c, rtm and hle: Unicorn lacks them. Not bmi1 and bmi2: it has BLSI,
+# BEXTR, BZHI and PDEP wrong. Not x2apic, apic and tsc_deadline: there is no local APIC.
 NAMES = (
     "fpu de pse tsc msr pae cx8 sep pge cmov pat pse36 clfsh mmx fxsr sse sse2 sse3 pclmulqdq ssse3 cmpxchg16b sse4_1 "
-    "sse4_2 movbe popcnt aes xsave rdrand hypervisor fsgsbase bmi1 smep bmi2 adx smap "
+    "sse4_2 movbe popcnt aes xsave rdrand hypervisor fsgsbase smep adx smap "
     "syscall nx page1gb rdtscp lm lahf_lm abm 3dnowprefetch"
 )
 
