@@ -417,3 +417,12 @@ def test_without_root_limits_are_refused(rootfs: Path, as_nobody: list[str]) -> 
     done = run_as_nobody(as_nobody, "--memory", "32M", "--overlay", rootfs, "--", "true")
     assert one_line(done.stderr) == ("kvmpy: --memory, --cpus and --pids need root: control groups belong to it\n")
     assert done.returncode == 125
+
+
+def test_an_image_gets_the_directories_that_it_lacks_and_with_an_overlay_stays_as_it_is(tmp_path: Path) -> None:
+    """So says README.md."""
+    (tmp_path / "image/bin").mkdir(parents=True)
+    before = {"bin"}
+    for options, after in ((["--overlay"], before), ([], before | {"dev", "proc", "sys"})):
+        run(*options, tmp_path / "image", "--", "true")
+        assert {path.name for path in (tmp_path / "image").iterdir()} == after

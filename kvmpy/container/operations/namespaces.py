@@ -47,6 +47,8 @@ class JoinCgroups(Operation):
 
     def describe(self) -> str:
         """Say what the operation does."""
+        if not self.groups:
+            return "see no control groups above one's own"
         return "join the control groups" + (", and see no others" if self.namespace else "")
 
     def write(self, tape: Tape) -> None:
