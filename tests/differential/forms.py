@@ -173,8 +173,10 @@ def _stack() -> list[Form]:
     made += [Form("push", "ff /6"), Form("pop", "8f /0"), Form("pushf", "9c", reads=ALL), Form("popf", "9d", ALL)]
     made += [Form("enter", f"c8 08 00 {levels:02x}") for levels in (0, 1, 2, 5, 31)]
     made += [Form("pusha", "60", modes=LEGACY), Form("popa", "61", modes=LEGACY)]
-    made += [Form("call", "e8 00 00 00 00", modes=(32, 64), plain=True), Form("call", "ff /2"), Form("jmp", "ff /4")]
-    return [*made, Form("ret", "c3"), Form("ret", "c2 08 00")]
+    # Where these go they may meet anything, also the middle of an instruction: of the flags nothing is known then.
+    made += [Form("call", "e8 00 00 00 00", modes=(32, 64), plain=True), Form("call", "ff /2", "", ALL)]
+    made += [Form("jmp", "ff /4", "", ALL)]
+    return [*made, Form("ret", "c3", "", ALL), Form("ret", "c2 08 00", "", ALL)]
 
 
 def _strings() -> list[Form]:
@@ -230,7 +232,35 @@ def _vector() -> list[Form]:
     return made
 
 
+def _floats() -> list[Form]:
+    """SSE on floating-point numbers: packed and scalar, single and double; MXCSR is compared, too."""
+    made = []
+    for op in ("51", "58", "59", "5c", "5d", "5e", "5f", "5a"):
+        for prefix in ("", "66 ", "f3 ", "f2 "):
+            made.append(Form(f"{prefix}0f {op}", f"{prefix}0f {op} /r", plain=True))
+    rest = "0f 5b,66 0f 5b,f3 0f 5b,f3 0f e6,f2 0f e6,66 0f e6,f2 0f d0,66 0f d0,f2 0f 7c,66 0f 7c,f2 0f 7d,66 0f 7d"
+    rest += ",f3 0f 12,f3 0f 16,f2 0f 12,f3 0f 2c,f2 0f 2c,f3 0f 2d,f2 0f 2d,0f 52,f3 0f 52,0f 53,f3 0f 53"
+    made += [Form(name, f"{name} /r", plain=True) for name in rest.split(",")[:-4]]
+    made += [Form(name, f"{name} /r", ALL, plain=True) for name in ("0f 2e", "0f 2f", "66 0f 2e", "66 0f 2f")]
+    compared = [f"{prefix}0f c2" for prefix in ("", "66 ", "f3 ", "f2 ")]
+    made += [Form(name, f"{name} /r ib", plain=True) for name in (*compared, "66 0f 3a 40", "66 0f 3a 41")]
+    return made + [Form(f"66 0f 3a {op}", f"66 0f 3a {op} /r ib", plain=True) for op in ("08", "09", "0a", "0b")]
+
+
+def _x87() -> list[Form]:
+    memory = "d9 0,d9 2,d9 3,dd 0,dd 2,dd 3,db 5,db 7,df 0,db 0,df 5,df 2,df 3,db 2,db 3,df 7,df 1,db 1,dd 1"
+    made = [Form(f"x87 {op[:2]} /{op[3]}", f"{op[:2]} /m /{op[3]}", plain=True) for op in memory.split(",")]
+    numbers = (0, 1, 4, 5, 6, 7)  # FADD, FMUL, FSUB, FSUBR, FDIV, FDIVR
+    made += [Form(f"x87 {op} /{n}", f"{op} /m /{n}", plain=True) for op in ("d8", "dc", "da", "de") for n in numbers]
+    stack = (
+        "d8 c1,d8 c9,d8 e1,d8 e9,d8 f1,d8 f9,de c1,de c9,de e1,de e9,de f1,de f9,d9 e0,d9 e1,d9 fa,d9 fc,d9 e8,d9 ee"
+    )
+    stack += ",d9 c1,d9 c9,dd d9,dd e1,dd c1,d9 f6,d9 f7,d9 e4,d9 e5,d8 d1,db e3"
+    made += [Form(f"x87 {code}", code, plain=True) for code in stack.split(",")]
+    return made + [Form(f"x87 {code}", code, "zpc", "osa", plain=True) for code in ("db e9", "db f1", "df e9", "df f1")]
+
+
 FORMS = [
     *_arithmetic(), *_exchanges(), *_shifts(), *_bits(), *_by_condition(), *_moves(), *_stack(), *_strings(),
-    *_decimal(), *_exceptions(), *_vector(),
+    *_decimal(), *_exceptions(), *_vector(), *_floats(), *_x87(),
 ]  # fmt: skip

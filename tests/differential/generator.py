@@ -165,6 +165,13 @@ def programs(draw: st.DrawFn, bits: int, erratum: Erratum | None = None) -> Prog
     flags = INTERRUPTS_ON | draw(st.integers(0, ARITHMETIC)) & ARITHMETIC | draw(st.sampled_from((0, 0, 0, DF)))
     pages = Random(draw(st.integers(0, 1 << 16)))
     fpu = bytearray(FPU)
+    for number in range(4):  # some that are numbers: sign, exponent, significand (Intel SDM vol. 1, 4.2.2)
+        exponent = pages.choice((0x3FFF, 0x4000, 0x3FFE, 0x401E, pages.randrange(0x7FFF)))
+        significand = pages.choice((1 << 63, 3 << 62, 1 << 63 | pages.getrandbits(63)))
+        fpu[32 + 16 * number : 42 + 16 * number] = (pages.getrandbits(1) << 79 | exponent << 64 | significand).to_bytes(
+            10, "little"
+        )
+    fpu[4] = 0xF  # FTW: these four are valid
     fpu[XMM] = pages.randbytes(XMM.stop - XMM.start)
     data, rom, stack = (pages.randbytes(PAGE) for _ in range(3))
     return Program(
