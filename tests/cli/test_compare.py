@@ -68,7 +68,9 @@ def test_everything_is_asked_and_answered(tmp_path: Path) -> None:
             assert not answer["missing"], (question["title"], name, answer)
             if question["unit"]:
                 figure = answer["figure"]
-                assert 0 <= figure["lower"] <= figure["median"] <= figure["upper"]
+                assert figure["lower"] <= figure["median"] <= figure["upper"]
+                # What memory came to it is a difference of two counts: a little is negative where something was freed.
+                assert figure["lower"] >= (-16 if question["unit"] == "KiB" else 0)
             else:
                 assert answer["words"]
     assert ("vm" in report["missing"]) == (not HAS_KVM)
