@@ -22,6 +22,7 @@ PASSED_ON = tuple(
     and number
     not in (_signal.SIGSEGV, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL, _signal.SIGABRT, _signal.SIGTRAP)
 )
+END_OF_INPUT, SAID_AGAIN = b"\x04", 20  # Ctrl-D: how a terminal says that there is no more
 PIECE = 1 << 16
 ENDS = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
 
@@ -218,6 +219,7 @@ class Relay:
         self._woken = woken
         self._master = terminal.master if terminal else -1
         self._sinks: dict[int, Callable[[bytes], None]] = {}
+        self._ends_left = 0  # how often the end of input is still said
         if terminal:
             self._sinks[self._master] = output[1] if output else _show
             self._poller.register(0, POLLIN)
@@ -248,16 +250,21 @@ class Relay:
             data = posix.read(fd, PIECE)
         except OSError:  # EIO: the last who had the terminal open is gone
             data = b""
-        if data:
-            self._sinks[fd](data)
-        else:
+        if not data:
             self._poller.unregister(fd)
+            return
+        self._sinks[fd](data)
+        if fd == self._master and self._ends_left:
+            self._ends_left -= 1
+            _write_all(self._master, END_OF_INPUT)
 
     def _type(self) -> None:
+        """Pass input on. Its end is said again as the program writes: a shell that sets up its terminal forgets it."""
         data = posix.read(0, PIECE)
         if not data:
             self._poller.unregister(0)
-        _write_all(self._master, data or b"\x04")  # Ctrl-D: how a terminal says that there is no more
+            self._ends_left = SAID_AGAIN
+        _write_all(self._master, data or END_OF_INPUT)
 
 
 def _show(data: bytes) -> None:

@@ -426,3 +426,13 @@ def test_an_image_gets_the_directories_that_it_lacks_and_with_an_overlay_stays_a
     for options, after in ((["--overlay"], before), ([], before | {"dev", "proc", "sys"})):
         run(*options, tmp_path / "image", "--", "true")
         assert {path.name for path in (tmp_path / "image").iterdir()} == after
+
+
+@pytest.mark.parametrize("words", ["echo hi\n", ""])
+def test_a_shell_on_a_terminal_ends_with_its_input(rootfs: Path, words: str) -> None:
+    """A shell empties its terminal's input as it sets it up (TCSAFLUSH): an end that came before is not lost."""
+    for _ in range(3):
+        done = subprocess.run(
+            [*KVMPY, "container", "run", "-it", rootfs], input=words, text=True, capture_output=True, timeout=DEADLINE
+        )
+        assert done.returncode == 0
