@@ -253,7 +253,7 @@ def test_dry_run_lists_the_container(rootfs: Path) -> None:
     steps = [line.split(None, 1)[1] for line in shown]
     order = [
         "start a process in new",
-        "join the control groups",
+        "join the control groups" if os.geteuid() == 0 else "see no control groups above one's own",
         "take /",
         "mount proc",
         "pivot",
