@@ -34,6 +34,11 @@ REGISTERS: dict[str, int] = {
 }
 
 
+# Those that only 64-bit code has (Intel SDM vol. 1, 3.4.1.1 and 10.2.2).
+LONG_ONLY = {
+    *(f"r{name}" for name in GENERAL), *(f"{name}{suffix}" for name in NEW for suffix in ("", "d", "w", "b")),
+    *NEED_REX, "rip", *(f"{kind}{n}" for kind in ("cr", "dr", "xmm", "ymm") for n in range(8, 16)),
+}  # fmt: skip
 # Words of other assemblers, and what to write instead.
 HINTS = {
     "short": "leave it out, a jump is as short as it can be",
@@ -54,6 +59,11 @@ class Register:
     def size(self) -> int:
         """Its bytes, 0 where the width does not matter."""
         return REGISTERS.get(self.name, 0)
+
+    @property
+    def registers(self) -> list[str]:
+        """Itself, as memory has those of its address."""
+        return [self.name]
 
     def __str__(self) -> str:
         return self.name

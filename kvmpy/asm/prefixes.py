@@ -6,7 +6,7 @@ asked for; Capstone's text shows neither. So what was written is compared with t
 
 from __future__ import annotations
 
-from kvmpy.asm.operands import Immediate, Memory, Register
+from kvmpy.asm.operands import LONG_ONLY, Immediate, Memory, Register
 from kvmpy.asm.tokens import Misplaced
 from kvmpy.record import replace
 
@@ -92,6 +92,16 @@ def sized(instruction: Instruction, operand: Operand) -> Operand:
     if instruction.mnemonic in ("push", "pop") and isinstance(operand, Memory) and not operand.size:
         return replace(operand, size=NATIVE[instruction.bits])
     return operand
+
+
+def check_registers(instruction: Instruction) -> None:
+    """Refuse a register that code of these bits does not have."""
+    for operand in instruction.operands:
+        if instruction.bits == 64 or not isinstance(operand, (Register, Memory)):
+            continue
+        for name in LONG_ONLY.intersection(operand.registers):
+            column = operand.column if isinstance(operand, Memory) else 1
+            raise Misplaced(column, f"{name} is a register of 64-bit code; write .code64 before it, or use --bits 64")
 
 
 def check_sizes(instruction: Instruction) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvmpy.asm.expressions import Expression, Reader
 from kvmpy.asm.instruction import PREFIXES, Instruction
 from kvmpy.asm.operands import REGISTERS, SIZES, read_operands
-from kvmpy.asm.prefixes import check_sizes
+from kvmpy.asm.prefixes import check_registers, check_sizes
 from kvmpy.asm.tokens import Misplaced, Token, expected, strip_comments, text_of, tokens_of
 from kvmpy.errors import AssemblyError
 from kvmpy.record import field, record
@@ -124,6 +124,7 @@ class Source:
         if words[-1] in REGISTERS or words[-1] in SIZES or "_" in words[-1]:
             raise Misplaced(first.column, f"'{words[-1]}' is no instruction")
         instruction = Instruction(words, read_operands(reader, self.constants), self.bits, first.column)
+        check_registers(instruction)
         check_sizes(instruction)
         return instruction
 
