@@ -101,7 +101,7 @@ def check_registers(instruction: Instruction) -> None:
             continue
         for name in LONG_ONLY.intersection(operand.registers):
             column = operand.column if isinstance(operand, Memory) else 1
-            raise Misplaced(column, f"{name} is a register of 64-bit code; write .code64 before it, or use --bits 64")
+            raise Misplaced(column, f"{name} is a register of 64-bit code; write .code64 before it")
 
 
 def check_sizes(instruction: Instruction) -> None:

@@ -78,7 +78,7 @@ REFUSED = [
     (16, "push 0x12345", "0x12345 does not fit in 2 bytes"),
     (32, "ljmp qword ptr [ebx]", "a far address is a dword (selector and word) or an fword (and dword)"),
     (64, "cmppd xmm1, xmm2, 9", "the last operand is a number from 0 to 7"),
-    (16, "mov rax, 1", "rax is a register of 64-bit code; write .code64 before it, or use --bits 64"),
+    (16, "mov rax, 1", "rax is a register of 64-bit code; write .code64 before it"),
     (16, "mov eax, [rbx]", "column 10: rbx is a register of 64-bit code"),
     (32, "movaps xmm0, xmm9", "xmm9 is a register of 64-bit code"),
     (32, "mov cr8, eax", "cr8 is a register of 64-bit code"),
