@@ -23,10 +23,10 @@ def _divide(a: int, b: int) -> int:
     return a // b
 
 
-def _shift(a: int, b: int) -> int:
+def _count(b: int) -> int:
     if not 0 <= b <= SHIFT_LIMIT:
         raise AssemblyError(f"a shift by {b}; 0 to {SHIFT_LIMIT} can be")
-    return a << b
+    return b
 
 
 # Operators from the loosest to the tightest.
@@ -34,7 +34,7 @@ LEVELS: tuple[dict[str, Callable[[int, int], int]], ...] = (
     {"|": operator.or_},
     {"^": operator.xor},
     {"&": operator.and_},
-    {"<<": _shift, ">>": lambda a, b: a >> max(b, 0)},
+    {"<<": lambda a, b: a << _count(b), ">>": lambda a, b: a >> _count(b)},
     {"+": operator.add, "-": operator.sub},
     {"*": operator.mul, "/": _divide},
 )

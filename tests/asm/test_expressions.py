@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvmpy.asm.expressions import Reader
@@ -28,6 +28,8 @@ trees = st.recursive(
 
 
 @given(trees)
+@example("0 >> 0 - 1")
+@example("1 >> 65")
 def test_values_are_those_of_python(text: str) -> None:
     reader = Reader(tokens_of(text))
     try:
