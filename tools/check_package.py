@@ -49,7 +49,8 @@ def run(*module: str) -> None:
 def greet(work: Path) -> None:
     """Boot a guest and ask where the package is: in the installed one, not in the checkout."""
     program = (
-        f"import sys; sys.path.insert(0, {str(work / 'installed')!r}); import kvmpy; print(kvmpy.__file__); "
+        f"import sys; sys.path.insert(0, {str(work / 'installed')!r}); "
+        "import kvmpy; print(kvmpy.__file__, flush=True); "
         "from kvmpy.cli import main; sys.exit(main(['boot', 'hello.bin', '--accel', 'soft']))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=work, check=True, capture_output=True, text=True)
