@@ -41,7 +41,7 @@ KICK_LIMIT_SECONDS = 2.0
 
 
 class Testbed(Closing):
-    """A VM with one vCPU and 2 MiB (or `memory` bytes), ready to run code of one mode (`bits` 16, 32 or 64).
+    """A VM with one vCPU and 2 MiB (or `memory`: bytes, or regions), ready to run code of one mode (`bits` 16, 32, 64).
 
     Handlers write to the port that is their vector's number and halt, so a delivered exception n is `IoOut(port=n)`.
 
@@ -59,12 +59,12 @@ class Testbed(Closing):
         accelerator: Accelerator,
         bits: int,
         *,
-        memory: int = MEMORY,
+        memory: int | GuestMemory = MEMORY,
         chips: bool = False,
         patch_hypercalls: bool = False,
     ) -> None:
         self.bits = bits
-        self.memory = GuestMemory(memory)
+        self.memory = GuestMemory(memory) if isinstance(memory, int) else memory
         try:
             self.vm = accelerator.create_vm(patch_hypercalls=patch_hypercalls)
         except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from differential.generator import programs
-from differential.program import CODE, REGISTERS, TIMEOUT, Outcome, Program, differences
+from differential.program import CODE, REGISTERS, TIMEOUT, Outcome, Program, World, differences
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 
 from kvmpy.asm import disassemble
@@ -13,7 +13,9 @@ from kvmpy.asm import disassemble
 Processor = Callable[[Program], Outcome]
 
 
-def check(bits: int, right: Processor, other: Processor, *, number: int, examples: int) -> None:
+def check(
+    bits: int, right: Processor, other: Processor, *, number: int, examples: int, world: World = World.USER
+) -> None:
     """Run programs on both; AssertionError with the smallest that differs, and the seed that makes it again."""
 
     @seed(number)
@@ -21,10 +23,10 @@ def check(bits: int, right: Processor, other: Processor, *, number: int, example
         max_examples=examples, deadline=None, database=None, phases=[Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck), print_blob=False,
     )  # fmt: skip
-    @given(programs(bits))
+    @given(programs(bits, world))
     def same(program: Program) -> None:
         outcome = right(program)
-        assume(outcome.vector != TIMEOUT)  # a loop without an end
+        assume(outcome.vector != TIMEOUT)  # a loop without an end, or what the right one cannot
         found = differences(program, outcome, other(program))
         assert not found, describe(program, found, number)
 
@@ -36,5 +38,5 @@ def describe(program: Program, found: list[str], number: int) -> str:
     code = program.code
     listing = [f"  {line.raw.hex(' '):30}{line.text}" for line in disassemble(code, bits=program.bits, origin=CODE)]
     registers = [f"{name}={value:#x}" for name, value in zip(REGISTERS, program.registers, strict=True)]
-    title = f"{program.bits}-bit code, seed {number}, flags {program.flags:#x}:"
+    title = f"{program.bits}-bit code, {program.world.name}, seed {number}, flags {program.flags:#x}:"
     return "\n".join(["", title, *listing, " ".join(registers), *(f"- {line}" for line in found)])

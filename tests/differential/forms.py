@@ -2,7 +2,7 @@
 
 Of an encoding: two digits are a byte; `+r` puts a register's number into the byte before; `/r` is a ModR/M byte with
 any register, `/0` to `/7` one with these in its place; `/m` and `/R` restrict what follows to memory and to registers;
-`ib` `iz` `iv` are immediates of 8 bits, the operand size but at most 32, and the operand size.
+`ib` `iz` `iv` are immediates of 8 bits, the operand size but at most 32, and the operand size; `W` is REX.W.
 
 What CPUID does not announce (BMI1, BMI2, AVX) is not here.
 
@@ -12,9 +12,9 @@ undefined is masked until another writes it, and none that reads it comes before
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from differential.program import AF, CF, OF, PF, SF, ZF
+from differential.program import AF, CF, OF, PF, SF, ZF, World
 
 LETTERS = {"o": OF, "s": SF, "z": ZF, "a": AF, "p": PF, "c": CF}
 ALL = "oszapc"
@@ -39,6 +39,7 @@ class Form:
     plain: bool = False
     lockable: bool = False
     repeats: tuple[int, ...] = ()
+    worlds: tuple[World, ...] = tuple(World)
 
 
 def mask(letters: str) -> int:
@@ -46,9 +47,9 @@ def mask(letters: str) -> int:
     return sum(LETTERS[letter] for letter in set(letters))
 
 
-def forms_of(bits: int) -> list[Form]:
-    """Return the forms that code of this mode has."""
-    return [form for form in FORMS if bits in form.modes]
+def forms_of(bits: int, world: World = World.USER) -> list[Form]:
+    """Return the forms that code of this mode has, in a world."""
+    return [form for form in FORMS if bits in form.modes and world in form.worlds]
 
 
 REP, REPNE = 0xF3, 0xF2
@@ -91,6 +92,7 @@ def _exchanges() -> list[Form]:
         *(Form("xadd", f"0f {opcode} /r", ALL, lockable=True) for opcode in ("c0", "c1")),
         *(Form("xchg", f"{opcode} /r", lockable=True) for opcode in ("86", "87")),
         Form("cmpxchg8b", "0f c7 /m /1", "z", plain=True, lockable=True),
+        Form("cmpxchg16b", "W 0f c7 /m /1", "z", plain=True, lockable=True, modes=LONG),
         Form("xchg", "90+r"),
         Form("bswap", "0f c8+r", plain=True, modes=(32, 64)),
     ]
@@ -173,10 +175,11 @@ def _stack() -> list[Form]:
     made += [Form("push", "ff /6"), Form("pop", "8f /0"), Form("pushf", "9c", reads=ALL), Form("popf", "9d", ALL)]
     made += [Form("enter", f"c8 08 00 {levels:02x}") for levels in (0, 1, 2, 5, 31)]
     made += [Form("pusha", "60", modes=LEGACY), Form("popa", "61", modes=LEGACY)]
-    # Where these go they may meet anything, also the middle of an instruction: of the flags nothing is known then.
-    made += [Form("call", "e8 00 00 00 00", modes=(32, 64), plain=True), Form("call", "ff /2", "", ALL)]
-    made += [Form("jmp", "ff /4", "", ALL)]
-    return [*made, Form("ret", "c3", "", ALL), Form("ret", "c2 08 00", "", ALL)]
+    made += [Form("call", "e8 00 00 00 00", modes=(32, 64), plain=True)]
+    # Where these go they may meet anything, also the middle of an instruction: of the flags nothing is known then. In
+    # ring 0 it would be what keeps the programs.
+    anywhere = (("call", "ff /2"), ("jmp", "ff /4"), ("ret", "c3"), ("ret", "c2 08 00"))
+    return made + [Form(name, encoding, "", ALL, worlds=(World.USER,)) for name, encoding in anywhere]
 
 
 def _strings() -> list[Form]:
@@ -201,12 +204,36 @@ def _exceptions() -> list[Form]:
     undefined = (
         "0f 0b,0f ff c0,0f b9 c0,0f aa,0f 24 c0,8e c8,fe f8,ff f8,0f c7 c8,8d c0,f0 01 c0,f0 8b 07,f0 90,f0 39 07"
     )
-    made = [Form("privileged", text, plain=True) for text in privileged.split(",")]
+    made = [Form("privileged", text, plain=True, worlds=(World.USER,)) for text in privileged.split(",")]
     made += [Form("undefined", text, plain=True) for text in undefined.split(",")]
     made += [
         Form("gone", text, plain=True, modes=LONG) for text in ("82 c0 01", "06", "27", "ce", "d6", "60", "9a", "ea")
     ]
     return made + [Form("int", f"cd {vector:02x}", plain=True) for vector in (3, 4, 0x0D, 0x20)]
+
+
+def _ports() -> list[Form]:
+    made = [Form("in", text, plain=True) for text in ("e4 ib", "ec")] + [Form("in", text) for text in ("e5 ib", "ed")]
+    made += [Form("out", text, plain=True) for text in ("e6 ib", "ee")] + [Form("out", op) for op in ("e7 ib", "ef")]
+    made += [Form("ins", op, repeats=(REP,)) for op in ("6c", "6d")]
+    made += [Form("outs", op, repeats=(REP,)) for op in ("6e", "6f")]
+    return [replace(form, worlds=(World.DEVICES,)) for form in made]
+
+
+def _system() -> list[Form]:
+    """Segments and what is privileged, in ring 0: elsewhere selectors mean something else on each processor."""
+    made = [Form("mov sreg", f"8e /{number}") for number in (0, 2, 3, 4, 5)] + [Form("mov", f"8c /{n}") for n in (0, 3)]
+    made += [Form("push sreg", op) for op in ("0f a0", "0f a8")] + [Form("pop sreg", op) for op in ("0f a1", "0f a9")]
+    made += [Form("push sreg", op, modes=LEGACY) for op in ("06", "0e", "16", "1e")]
+    made += [Form("pop sreg", op, modes=LEGACY) for op in ("07", "1f")]
+    made += [Form("lds", op, modes=LEGACY) for op in ("c4 /m /r", "c5 /m /r")]
+    made += [Form("lss", f"0f {op} /m /r") for op in ("b2", "b4", "b5")]
+    made += [Form(name, f"0f 00 /{n}", "z", modes=(32, 64)) for name, n in (("verr", 4), ("verw", 5))]
+    made += [Form(name, f"0f {op} /r", "z", modes=(32, 64)) for name, op in (("lar", "02"), ("lsl", "03"))]
+    made += [Form(name, f"0f 01 /m /{n}", plain=True) for name, n in (("sgdt", 0), ("sidt", 1))]
+    made += [Form("cli", "fa"), Form("sti", "fb"), Form("clts", "0f 06"), Form("smsw", "0f 01 /4", plain=True)]
+    made += [Form("mov cr", f"0f 20 {modrm}", plain=True) for modrm in ("c0", "d8", "e0")]
+    return [replace(form, worlds=(World.KERNEL, World.DEVICES)) for form in made]
 
 
 def _vector() -> list[Form]:
@@ -262,5 +289,5 @@ def _x87() -> list[Form]:
 
 FORMS = [
     *_arithmetic(), *_exchanges(), *_shifts(), *_bits(), *_by_condition(), *_moves(), *_stack(), *_strings(),
-    *_decimal(), *_exceptions(), *_vector(), *_floats(), *_x87(),
+    *_decimal(), *_exceptions(), *_ports(), *_system(), *_vector(), *_floats(), *_x87(),
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from random import Random
 
 from differential.errata import Erratum, Made, is_left_out
 from differential.forms import Form, forms_of, mask
-from differential.program import ARITHMETIC, DATA, DF, PAGE, STACK, Program
+from differential.program import ARITHMETIC, DATA, DEVICE, DF, PAGE, STACK, Program, World
 from hypothesis import strategies as st
 
 MANDATORY = ("66", "f2", "f3")  # prefixes that are part of an opcode
@@ -19,8 +19,10 @@ LONGEST = 60  # bytes of a program
 INTERRUPTS_ON = 0x202  # RFLAGS that every program of Linux has
 # Where operands lie: at the begin of the data, in its middle, at its end over ROM, in ROM, at ROM's end over nothing.
 OFFSETS = (0, 1, 8, 64, 1000, PAGE - 8, PAGE - 1, PAGE, PAGE + 512, 2 * PAGE - 3, 2 * PAGE)
+DEVICES = (2 * PAGE + 1, 2 * PAGE + 512, 3 * PAGE - 3)  # in a device, and at its end over nothing
 EDGES = (0, 1, 2, 3, 7, 8, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 LONG_EDGES = (*EDGES, 1 << 63, (1 << 63) - 1, (1 << 64) - 1)
+SELECTORS = (0, 8, 0x10, 0x18, 0x23, 0x2B, 0x33)  # kvmpy/accel/testbed.py
 COUNTS = (0, 1, 2, 3, 5, 8, 17, 31, 32, 33, 63, 64, 200)
 FPU = bytes.fromhex("7f03") + bytes(22) + (0x1F80).to_bytes(4, "little") + bytes(512 - 28)
 XMM = slice(160, 160 + 16 * 8)
@@ -29,8 +31,9 @@ XMM = slice(160, 160 + 16 * 8)
 class Instruction:
     """One instruction as it is put together."""
 
-    def __init__(self, draw: st.DrawFn, form: Form, bits: int) -> None:
+    def __init__(self, draw: st.DrawFn, form: Form, bits: int, world: World) -> None:
         self.draw, self.form, self.bits = draw, form, bits
+        self.offsets = OFFSETS + DEVICES if world is World.DEVICES else OFFSETS
         self.legacy: list[int] = []  # prefixes before REX
         self.rex = 0
         self.is_memory = False
@@ -47,6 +50,9 @@ class Instruction:
         words = self.form.encoding.split()
         mandatory = [int(word, 16) for word in words[:1] if word in MANDATORY]
         words = words[len(mandatory) :]
+        if words[0] == "W":
+            self.rex |= REX_W
+            words = words[1:]
         body = self._body(words)
         if self.is_memory and self.form.lockable and self.draw(st.booleans()):
             self.legacy.append(LOCK)
@@ -130,7 +136,7 @@ class Instruction:
         return bytes([0x80 | reg | 4, scale << 6 | index << 3 | base]) + displacement.to_bytes(4, "little")
 
     def _absolute(self, base: int) -> int:
-        address = base + self.draw(st.sampled_from(OFFSETS))
+        address = base + self.draw(st.sampled_from(self.offsets))
         self.traits.add("unaligned" if address % 16 else "aligned")
         return address
 
@@ -141,16 +147,16 @@ def _number(size: int) -> st.SearchStrategy[int]:
 
 
 @st.composite
-def programs(draw: st.DrawFn, bits: int, erratum: Erratum | None = None) -> Program:
+def programs(draw: st.DrawFn, bits: int, world: World = World.USER, erratum: Erratum | None = None) -> Program:
     """Return a program of one to three instructions that no flag undefined by the manual has a part in.
 
     Without what errata leave out; with an erratum, all that can be an instance of it.
     """
-    forms = [form for form in forms_of(bits) if erratum is None or re.fullmatch(erratum.forms, form.name)]
+    forms = [form for form in forms_of(bits, world) if erratum is None or re.fullmatch(erratum.forms, form.name)]
     code, undefined, ever, instructions = b"", 0, 0, []
     for _ in range(draw(st.integers(1, 3))):
         form = draw(st.sampled_from(forms))
-        instruction = Instruction(draw, form, bits)
+        instruction = Instruction(draw, form, bits, world)
         made = instruction.encode()
         if (
             mask(form.reads) & undefined
@@ -175,16 +181,26 @@ def programs(draw: st.DrawFn, bits: int, erratum: Erratum | None = None) -> Prog
     fpu[XMM] = pages.randbytes(XMM.stop - XMM.start)
     data, rom, stack = (pages.randbytes(PAGE) for _ in range(3))
     return Program(
-        bits, code, _registers(draw, bits), flags, bytes(fpu), data, rom, stack, undefined, ever, tuple(instructions)
-    )
+        bits, code, _registers(draw, bits, world), flags, bytes(fpu), data, rom, stack, undefined, ever,
+        tuple(instructions), world,
+    )  # fmt: skip
 
 
-def _registers(draw: st.DrawFn, bits: int) -> tuple[int, ...]:
-    """Any values, but that RBX, RSI, RDI and RBP lie in the data and RSP in the stack; RCX is often a count."""
+def _registers(draw: st.DrawFn, bits: int, world: World) -> tuple[int, ...]:
+    """Any values, but that RBX, RSI, RDI and RBP lie in the data and RSP in the stack; RCX is often a count.
+
+    In ring 0 RAX and RDX are often selectors, and beside devices the stack may be one, or what is around it.
+    """
     size = 8 if bits == 64 else 4
     values = [draw(_number(size)) for _ in range(4)] + [0] * 4
     base, stack = (0, 0) if bits == 16 else (DATA, STACK)
+    offsets = OFFSETS + DEVICES if world is World.DEVICES else OFFSETS
+    if world is not World.USER:
+        values[0], values[2] = (draw(st.sampled_from(SELECTORS) | st.just(value)) for value in (values[0], values[2]))
     values[1] = draw(st.sampled_from(COUNTS)) if draw(st.booleans()) else values[1]
-    values[3], values[5], values[6], values[7] = (base + draw(st.sampled_from(OFFSETS)) for _ in range(4))
-    values[4] = stack + draw(st.sampled_from((2048, 2050, 1024, 3001)))
+    values[3], values[5], values[6], values[7] = (base + draw(st.sampled_from(offsets)) for _ in range(4))
+    stacks = [stack + offset for offset in (2048, 2050, 1024, 3001)]
+    if world is World.DEVICES and bits != 16:
+        stacks += [DEVICE + 64, DEVICE + 2, DEVICE - PAGE + 2]
+    values[4] = draw(st.sampled_from(stacks))
     return (*values, *((draw(_number(8)) for _ in range(8)) if bits == 64 else [0] * 8))

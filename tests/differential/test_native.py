@@ -13,7 +13,7 @@ from differential.errata import ERRATA, PAGE, Erratum, page
 from differential.forms import forms_of
 from differential.guest import Guest
 from differential.native import Native
-from differential.program import Outcome, Program, differences
+from differential.program import Outcome, Program, World, differences
 
 from kvmpy import SoftAccelerator
 
@@ -47,7 +47,8 @@ def test_random_programs_do_what_the_processor_does(bits: int, native: Native, s
 def test_an_erratum_is_about_something(erratum: Erratum) -> None:
     """A misspelled name would be about nothing. Whether it still is one `tools/differential.py --errata` tries."""
     for bits in erratum.modes:
-        assert any(re.fullmatch(erratum.forms, form.name) for form in forms_of(bits))
+        forms = [form.name for world in World for form in forms_of(bits, world)]
+        assert any(re.fullmatch(erratum.forms, name) for name in forms)
     for pattern in erratum.differs:
         re.compile(pattern)
 
@@ -79,7 +80,7 @@ def test_what_differs_is_told(what: str, native: Native) -> None:
         outcome: Outcome = FAULTS[what](native.run(program))
         return outcome
 
-    with pytest.raises(AssertionError, match="64-bit code, seed 7"):
+    with pytest.raises(AssertionError, match="64-bit code, USER, seed 7"):
         check(64, native.run, wrong, number=7, examples=20)
     program = Program(64, b"\x90", (0,) * 16, 0x202, bytes(512), bytes(4096), bytes(4096), bytes(4096))
     assert len(differences(program, native.run(program), wrong(program))) == 1
