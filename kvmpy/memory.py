@@ -89,7 +89,7 @@ class GuestMemory:
     def __init__(self, size: int = 0) -> None:
         self.regions: list[Region] = []
         self._starts: list[int] = []
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[int, int], None]] = []
         self._closed = False
         low = min(size, HOLE_START)
         try:
@@ -127,18 +127,24 @@ class GuestMemory:
             raise MemoryAccessError(f"guest-physical range {gpa:#x}+{size:#x}: no memory there")
         return self.regions[i]
 
-    def on_write(self, listener: Callable[[], None]) -> None:
-        """Call `listener` whenever the host writes by `write()` and its kin, or takes a view through which it may."""
+    def on_write(self, listener: Callable[[int, int], None]) -> None:
+        """Call `listener(gpa, size)` whenever the host writes by `write()` and its kin, or says `changed()`.
+
+        Size 0 means that anything may have changed.
+        """
         self._listeners.append(listener)
 
-    def off_write(self, listener: Callable[[], None]) -> None:
+    def off_write(self, listener: Callable[[int, int], None]) -> None:
         """Call it no longer."""
         self._listeners.remove(listener)
 
-    def changed(self) -> None:
-        """Say that memory was written through a view: who executes the guest may have to look again."""
+    def changed(self, gpa: int = 0, size: int = 0) -> None:
+        """Say that these bytes were written through a view, or, of size 0, that any may have been.
+
+        Who executes the guest may have to look at them again.
+        """
         for listener in self._listeners:
-            listener()
+            listener(gpa, size)
 
     def view(self, gpa: int, size: int) -> memoryview:
         """Return a writable view of the range; drop it before the memory is closed. After writing call `changed()`."""
@@ -155,7 +161,7 @@ class GuestMemory:
         region = self.region_at(gpa, len(data))
         region.map[gpa - region.gpa : gpa - region.gpa + len(data)] = data
         if self._listeners:
-            self.changed()
+            self.changed(gpa, len(data))
 
     def read_int(self, gpa: int, size: int) -> int:
         """Return the little-endian integer of `size` bytes."""

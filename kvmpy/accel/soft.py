@@ -7,14 +7,15 @@ from kvmpy.accel.soft_features import SoftFeatures
 from kvmpy.accel.soft_vcpu import SoftVcpu
 from kvmpy.errors import ClosedError, ConfigError, UnsupportedError
 from kvmpy.kvm.lock import Lock
-from kvmpy.softcpu.binding import load_engine
+from kvmpy.softcpu.binding import ffi, lib, load_engine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from kvmpy.accel.probe import Features
-    from kvmpy.memory import GuestMemory
+    from kvmpy.memory import GuestMemory, Region
+    from kvmpy.softcpu.binding import CData
 
 MSR_LIMIT = 16
 
@@ -49,7 +50,7 @@ class SoftAccelerator(Accelerator):
 
 
 class SoftVm(Vm):
-    """A VM whose vCPUs are engines of their own over the same memory."""
+    """A VM whose vCPUs take turns on one engine."""
 
     def __init__(self) -> None:
         self.has_chips = False
@@ -59,19 +60,27 @@ class SoftVm(Vm):
         self._memories: list[GuestMemory] = []
         self._msrs: list[int] | None = None
         self._closed = False
+        self._views: list[CData] = []
+        self._engine = ffi.gc(lib.soft_open_vm(), lib.soft_free_vm)
 
     def add_memory(self, memory: GuestMemory) -> None:
-        """Give the guest these regions; before the first vCPU, which maps them."""
+        """Give the guest these regions. A vCPU that is in the guest sees them when it comes back to it."""
         self._check_open("adding memory")
-        if self._vcpus:
-            raise UnsupportedError("adding memory: the software CPU takes it before the first vCPU only")
+        self.add_regions(memory.regions)
         self._memories.append(memory)
         memory.on_write(self._memory_changed)
 
-    def _memory_changed(self) -> None:
+    def add_regions(self, regions: Iterable[Region]) -> None:
+        """Give the guest memory of which nobody says what the host writes."""
+        for region in regions:
+            view = ffi.from_buffer(region.map)
+            self._views.append(view)
+            if not lib.soft_add_region(self._engine, region.gpa, region.size, view, region.readonly):
+                raise UnsupportedError(f"adding {region!r}: the software CPU has no room for more regions")
+
+    def _memory_changed(self, gpa: int, size: int) -> None:
         """The host wrote: translated code and cached page tables may be out of date."""
-        for vcpu in self._vcpus:
-            vcpu.forget_translations()
+        lib.soft_memory_changed(self._engine, gpa, size)
 
     def create_chips(self) -> None:
         """The software CPU has none of its own."""
@@ -81,7 +90,7 @@ class SoftVm(Vm):
     def create_vcpu(self, vcpu_id: int = 0, *, cpus: int = 1) -> SoftVcpu:
         """Create a vCPU; see Vm."""
         self._check_open("creating a vCPU")
-        vcpu = SoftVcpu(vcpu_id, [region for memory in self._memories for region in memory.regions], cpus)
+        vcpu = SoftVcpu(vcpu_id, self._engine, cpus)
         if self._msrs is not None:
             vcpu.exit_on_msrs(self._msrs)
         self._vcpus.append(vcpu)
@@ -127,10 +136,16 @@ class SoftVm(Vm):
             raise ClosedError(f"{what}: the VM is closed; make a new one")
 
     def close(self) -> None:
-        """Close the vCPUs."""
+        """Close the vCPUs and the engine, and let go of the memory."""
+        if self._closed:
+            return
         self._closed = True
+        lib.soft_close_vm(self._engine)
         for vcpu in self._vcpus:
             vcpu.close()
         for memory in self._memories:
             memory.off_write(self._memory_changed)
         self._memories.clear()
+        for view in self._views:
+            ffi.release(view)
+        self._views.clear()

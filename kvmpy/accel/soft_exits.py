@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvmpy.accel import exits, packed
 from kvmpy.accel.answers import bytes_answer, whole_answer
 from kvmpy.cpu.bits import MASK64
-from kvmpy.softcpu.binding import ffi, lib
+from kvmpy.softcpu.binding import lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def typed_exit(soft: CData, code: int) -> Typed:
 def _io(soft: CData, code: int) -> Typed:
     size, port = packed.size_of(code), packed.port_of(code)
     if code & packed.OUT:
-        return exits.IoOut(port, size, bytes(ffi.buffer(soft.io_data, size))), None
+        return exits.IoOut(port, size, soft.access.value.to_bytes(8, "little")[:size]), None
     exit = exits.IoIn(port, size, 1, b"\xff" * size)
 
     def answer() -> None:
@@ -42,31 +42,35 @@ def _io(soft: CData, code: int) -> Typed:
 def _mmio(soft: CData, code: int) -> Typed:
     size = packed.size_of(code)
     if code & packed.OUT:
-        return exits.MmioWrite(soft.mmio_gpa, size, soft.mmio_value), None
+        return exits.MmioWrite(soft.access.address, size, soft.access.value), None
     mask = (1 << 8 * size) - 1
-    exit = exits.MmioRead(soft.mmio_gpa, size, mask)
+    exit = exits.MmioRead(soft.access.address, size, mask)
     return exit, lambda: lib.soft_answer(soft, whole_answer(exit, exit.value) & mask)
 
 
 def _hypercall(soft: CData, _code: int) -> Typed:
-    regs = lib.soft_load_cpu(soft).regs
+    regs = soft.saved.regs
     exit = exits.Hypercall(regs[RAX], [regs[i] for i in ARGUMENTS])
-    return exit, lambda: lib.soft_answer(soft, whole_answer(exit, exit.result) & MASK64)
+
+    def answer() -> None:
+        soft.hypercall_result = whole_answer(exit, exit.result) & MASK64
+
+    return exit, answer
 
 
 def _msr(soft: CData, code: int) -> Typed:
     if code & packed.REASON_MASK == packed.WRMSR:
-        write = exits.Wrmsr(soft.msr_index, soft.msr_value)
+        write = exits.Wrmsr(soft.msr.index, soft.msr.value)
 
         def refuse() -> None:
-            soft.msr_fault = bool(write.fault)
+            soft.msr.fault = bool(write.fault)
 
         return write, refuse
-    read = exits.Rdmsr(soft.msr_index)
+    read = exits.Rdmsr(soft.msr.index)
 
     def answer() -> None:
-        soft.msr_value = whole_answer(read, read.value) & MASK64
-        soft.msr_fault = bool(read.fault)
+        soft.msr.value = whole_answer(read, read.value) & MASK64
+        soft.msr.fault = bool(read.fault)
 
     return read, answer
 

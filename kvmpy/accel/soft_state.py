@@ -27,8 +27,9 @@ def store_regs(cpu: CData, regs: Registers) -> None:
     cpu.rip = regs.rip & MASK64
 
 
-def load_sregs(cpu: CData, cr8: int, apic_base: int) -> SystemRegisters:
+def load_sregs(soft: CData) -> SystemRegisters:
     """Return segments, tables and control registers."""
+    cpu = soft.saved
     return SystemRegisters(
         **{name: _load_segment(cpu.segs[i]) for i, name in enumerate(SEGMENTS)},
         tr=_load_segment(cpu.tr),
@@ -39,14 +40,15 @@ def load_sregs(cpu: CData, cr8: int, apic_base: int) -> SystemRegisters:
         cr2=cpu.cr[2],
         cr3=cpu.cr[3],
         cr4=cpu.cr[4],
-        cr8=cr8,
+        cr8=soft.cr8,
         efer=cpu.efer,
-        apic_base=apic_base,
+        apic_base=soft.apic_base,
     )
 
 
-def store_sregs(cpu: CData, sregs: SystemRegisters) -> None:
+def store_sregs(soft: CData, sregs: SystemRegisters) -> None:
     """Set segments, tables, control registers and EFER."""
+    cpu = soft.saved
     for i, name in enumerate(SEGMENTS):
         _store_segment(cpu.segs[i], getattr(sregs, name))
     _store_segment(cpu.tr, sregs.tr)
@@ -56,6 +58,7 @@ def store_sregs(cpu: CData, sregs: SystemRegisters) -> None:
         getattr(cpu, name).base, getattr(cpu, name).limit = table.base, table.limit
     cpu.cr[0], cpu.cr[2], cpu.cr[3], cpu.cr[4] = sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4
     cpu.efer = sregs.efer
+    soft.cr8, soft.apic_base = sregs.cr8, sregs.apic_base
 
 
 def _load_segment(s: CData) -> Segment:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from kvmpy.cpu.cpuid import CpuidTable
     from kvmpy.errors import KvmpyError
     from kvmpy.kvm.lock import Lock
-    from kvmpy.memory import Region
     from kvmpy.softcpu.binding import CData
 
 HF_INHIBIT_IRQ = 1 << 3
@@ -30,34 +29,22 @@ NONE = -1
 
 
 class SoftVcpu(RunPath):
-    """A vCPU on an engine of its own."""
+    """A vCPU that takes its turns on the engine of its VM."""
 
-    def __init__(self, vcpu_id: int, regions: list[Region], cpus: int) -> None:
+    def __init__(self, vcpu_id: int, engine: CData, cpus: int) -> None:
         super().__init__()
         self._id = vcpu_id
         self._lock: Lock | None = None
-        self._apic_base = 0xFEE0_0900
         self._breakpoints: list[int] = []
         self._watchpoints: list[Watchpoint] = []
         error = ffi.new("int *")
-        self._open: CData | None = lib.soft_open(error)
+        soft = lib.soft_open(engine, error)
         check("opening the engine", error[0])
-        self._views: list[CData] = []
-        try:
-            for region in regions:
-                view = ffi.from_buffer(region.map)
-                self._views.append(view)
-                check(
-                    f"mapping {region!r}",
-                    lib.soft_add_region(self._soft, region.gpa, region.size, view, region.readonly),
-                )
-            check("mapping what is no memory", lib.soft_map_rest(self._soft))
-            self._set_default_cpuid(cpus)
-            self._store_sregs(SystemRegisters(tr=Segment(type=0xB, s=0)))
-            self._store_regs(Registers())
-        except BaseException:
-            self.close()
-            raise
+        self._open: CData | None = ffi.gc(soft, lib.soft_free)
+        soft.apic_base = 0xFEE0_0900
+        self._set_default_cpuid(cpus)
+        self._store_sregs(SystemRegisters(tr=Segment(type=0xB, s=0)))
+        self._store_regs(Registers())
 
     @property
     def id(self) -> int:
@@ -119,8 +106,9 @@ class SoftVcpu(RunPath):
 
     def kick(self) -> None:
         """Make the vCPU leave the guest at the next block of code."""
-        if self._open is not None:
-            lib.soft_kick(self._open)
+        soft = self._open
+        if soft is not None:
+            lib.soft_kick(soft)
 
     def forget_kick(self) -> None:
         """Take back a kick."""
@@ -137,9 +125,10 @@ class SoftVcpu(RunPath):
     def raised(self) -> tuple[int, int | None] | None:
         """The exception that was raised last, before those that its delivery raised: vector and error code."""
         soft = self._soft
-        if soft.raised < 0:
+        raised = soft.raised
+        if raised.vector == NONE:
             return None
-        return soft.raised, soft.raised_error if soft.raised_has_error else None
+        return raised.vector, raised.error if raised.has_error else None
 
     @property
     def entries(self) -> int:
@@ -151,11 +140,13 @@ class SoftVcpu(RunPath):
     @property
     def mmio(self) -> tuple[int, int]:
         """Address and written value of the current MMIO exit."""
-        return self._soft.mmio_gpa, self._soft.mmio_value
+        access = self._soft.access
+        return access.address, access.value
 
     def io_data(self) -> memoryview:
         """Return the item of the current port access; string instructions exit for each."""
-        return memoryview(ffi.buffer(self._soft.io_data, self._soft.io_size)).cast("B")
+        access = self._soft.access
+        return memoryview(ffi.buffer(ffi.addressof(access, "value"), access.size)).cast("B")
 
     def exit_on_msrs(self, indices: list[int]) -> None:
         """Stop at accesses to these MSRs, and to those that there are not."""
@@ -164,32 +155,26 @@ class SoftVcpu(RunPath):
         soft.msr_filter_count = len(indices)
         soft.msr_exits = 1
 
-    def forget_translations(self) -> None:
-        """Let the engine look at memory anew before it goes on."""
-        if self._open is not None:
-            self._open.flush = 1
-
     # State
 
     def _load_regs(self) -> Registers:
         soft = self._soft
-        return load_regs(lib.soft_load_cpu(soft), lib.soft_rflags(soft))
+        return load_regs(soft.saved, lib.soft_rflags(soft))
 
     def _store_regs(self, regs: Registers) -> None:
         soft = self._soft
-        store_regs(lib.soft_load_cpu(soft), regs)
+        store_regs(soft.saved, regs)
         lib.soft_set_rflags(soft, regs.rflags)
-        lib.soft_store_cpu(soft, 0)
+        lib.soft_state_set(soft)
 
     def _load_sregs(self) -> SystemRegisters:
-        return load_sregs(lib.soft_load_cpu(self._soft), self._soft.cr8, self._apic_base)
+        return load_sregs(self._soft)
 
     def _store_sregs(self, sregs: SystemRegisters) -> None:
         soft = self._soft
-        store_sregs(lib.soft_load_cpu(soft), sregs)
-        soft.cr8, self._apic_base = sregs.cr8, sregs.apic_base
+        store_sregs(soft, sregs)
         soft.shut_down = 0
-        lib.soft_store_cpu(soft, 1)
+        lib.soft_state_set(soft)
 
     @property
     def state(self) -> CpuState:
@@ -202,9 +187,9 @@ class SoftVcpu(RunPath):
             regs=self.regs,
             sregs=self.sregs,
             debug=DebugRegisters(list(soft.guest_dr[0:4]), soft.guest_dr[6], soft.guest_dr[7]),
-            msrs=load_msrs(soft),
+            msrs=load_msrs(soft.saved),
             xcrs={},
-            xsave=load_xsave(soft),
+            xsave=load_xsave(soft.saved),
             events=self._load_events(),
             lapic=None,
             mp_state=MpState.RUNNABLE,
@@ -219,32 +204,34 @@ class SoftVcpu(RunPath):
         soft = self._soft
         if state.xsave:
             store_xsave(soft, state.xsave)
-        store_msrs(soft, state.msrs)
+        store_msrs(soft.saved, state.msrs)
         soft.guest_dr[0:4] = state.debug.db
         soft.guest_dr[6], soft.guest_dr[7] = state.debug.dr6, state.debug.dr7
-        lib.soft_load_cpu(soft)
-        lib.soft_watch_for_guest(soft)
+        lib.soft_state_set(soft)
         self._store_events(state.events)
 
     def _load_events(self) -> PendingEvents:
         soft = self._soft
-        injected = soft.injected if soft.injected >= 0 else None
-        fault = bool(soft.injected_is_fault)
-        cpu = lib.soft_load_cpu(soft)
+        injected = soft.injected
+        vector = injected.vector if injected.vector != NONE else None
+        fault = bool(injected.is_fault)
         return PendingEvents(
-            exception=injected if fault else None,
-            exception_error_code=soft.injected_error if injected is not None and soft.injected_has_error else None,
-            exception_injected=fault and injected is not None,
-            interrupt=None if fault else injected,
-            shadow=2 if cpu.hflags & HF_INHIBIT_IRQ else 0,
+            exception=vector if fault else None,
+            exception_error_code=injected.error if vector is not None and injected.has_error else None,
+            exception_injected=fault and vector is not None,
+            interrupt=None if fault else vector,
+            shadow=2 if soft.saved.hflags & HF_INHIBIT_IRQ else 0,
             nmi_pending=bool(soft.nmi_waiting),
+            nmi_masked=bool(soft.nmi_blocked),
             triple_fault=bool(soft.shut_down),
         )
 
     def _store_events(self, events: PendingEvents) -> None:
         soft = self._soft
         soft.nmi_waiting = events.nmi_pending or events.nmi_injected
-        soft.injected = NONE
+        soft.nmi_blocked = events.nmi_masked
+        soft.saved.hflags = soft.saved.hflags & ~HF_INHIBIT_IRQ | (HF_INHIBIT_IRQ if events.shadow else 0)
+        soft.injected.vector = NONE
         if events.exception is not None:
             self._inject(events.exception, events.exception_error_code, fault=True)
         elif events.interrupt is not None:
@@ -261,7 +248,7 @@ class SoftVcpu(RunPath):
     def breakpoints(self, addresses: Iterable[int]) -> None:
         wanted = list(dict.fromkeys(addresses))
         check_debug_registers(wanted, self._watchpoints)
-        check("setting breakpoints", lib.soft_set_breakpoints(self._soft, wanted, len(wanted)))
+        lib.soft_set_breakpoints(self._soft, wanted, len(wanted))
         self._breakpoints = wanted
 
     @property
@@ -274,7 +261,7 @@ class SoftVcpu(RunPath):
         wanted = list(points)
         check_debug_registers(self._breakpoints, wanted)
         watches = [(self.translate(p.address) or p.address, p.size, p.reads) for p in wanted]
-        check("setting watchpoints", lib.soft_set_watches(self._soft, watches, len(watches)))
+        lib.soft_set_watches(self._soft, watches, len(watches))
         self._watchpoints = wanted
 
     # Identification and events
@@ -301,8 +288,8 @@ class SoftVcpu(RunPath):
     def interruptible(self) -> bool:
         """True when IF is set, no interrupt shadow holds interrupts back, and none is queued."""
         soft = self._soft
-        queued = soft.irq_waiting >= 0 or soft.injected >= 0
-        shadow = lib.soft_load_cpu(soft).hflags & HF_INHIBIT_IRQ
+        queued = soft.irq_waiting != NONE or soft.injected.vector != NONE
+        shadow = soft.saved.hflags & HF_INHIBIT_IRQ
         return bool(lib.soft_rflags(soft) & RFLAGS_IF) and not shadow and not queued
 
     @property
@@ -336,9 +323,7 @@ class SoftVcpu(RunPath):
         self._inject(vector, error_code, fault=True)
 
     def _inject(self, vector: int, error_code: int | None, *, fault: bool) -> None:
-        soft = self._soft
-        soft.injected, soft.injected_is_fault = vector, fault
-        soft.injected_has_error, soft.injected_error = error_code is not None, error_code or 0
+        self._soft.injected = (vector, fault, error_code is not None, error_code or 0)
 
     @staticmethod
     def _check_vector(vector: int) -> None:
@@ -361,11 +346,7 @@ class SoftVcpu(RunPath):
         return False
 
     def close(self) -> None:
-        """Close the engine, and let go of the memory."""
+        """Let go of the engine."""
         soft, self._open = self._open, None
         if soft is not None:
             self._entries = soft.entries
-            lib.soft_close(soft)
-        for view in self._views:
-            ffi.release(view)
-        self._views.clear()

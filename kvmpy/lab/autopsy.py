@@ -7,10 +7,8 @@ empty interrupt table, so that what it raises goes nowhere.
 from __future__ import annotations
 
 import copy
-from contextlib import closing
 
 from kvmpy.accel.soft import SoftAccelerator
-from kvmpy.accel.soft_vcpu import SoftVcpu
 from kvmpy.cpu.flags import EXCEPTIONS
 from kvmpy.cpu.state import DescriptorTable
 from kvmpy.record import record, replace
@@ -52,7 +50,9 @@ def exception_of(memory: GuestMemory, regs: Registers, sregs: SystemRegisters) -
         NoAcceleratorError: the software CPU is not installed.
         KvmpyError: it cannot take this memory or state.
     """
-    with SoftAccelerator(), closing(SoftVcpu(0, [_unwritable(region) for region in memory.regions], 1)) as vcpu:
+    with SoftAccelerator() as soft, soft.create_vm() as vm:
+        vm.add_regions([_unwritable(region) for region in memory.regions])
+        vcpu = vm.create_vcpu()
         vcpu.sregs = replace(sregs, idt=DescriptorTable(0, 0))
         vcpu.regs = regs
         vcpu.step()

@@ -7,16 +7,24 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("engine", "run", "ports", "mmio", "events", "deliver", "calls", "sensitive", "debug")
+PARTS = (
+    "library", "vm", "turns", "run", "flags", "translation", "paging", "access", "ports", "events", "deliver", "calls",
+    "control", "debug",
+)  # fmt: skip
 
 ffibuilder = FFI()
-ffibuilder.cdef((HERE / "cdef" / "softcpu.h").read_text())
+for part in ("softcpu", "functions"):
+    ffibuilder.cdef((HERE / "cdef" / f"{part}.h").read_text())
 ffibuilder.set_source(
     "kvmpy.softcpu._softcpu",
     '#include "softcpu.h"\n',
     sources=[f"kvmpy/softcpu/src/{name}.c" for name in PARTS],
-    include_dirs=["kvmpy/softcpu/src", "kvmpy/kvm/src"],
-    depends=[f"kvmpy/softcpu/src/{name}.h" for name in ("softcpu", "cpu", "unicorn_api")] + ["kvmpy/kvm/src/packed.h"],
+    include_dirs=["kvmpy/softcpu/src", "kvmpy/softcpu/cdef", "kvmpy/kvm/src"],
+    depends=[
+        *(f"kvmpy/softcpu/src/{name}.h" for name in ("softcpu", "cpu", "unicorn")),
+        "kvmpy/softcpu/cdef/functions.h",
+        "kvmpy/kvm/src/packed.h",
+    ],
     extra_compile_args=["-O2", "-std=gnu11", "-Wall"],
 )
 

@@ -16,7 +16,7 @@ from kvmpy.cpu.state import CpuState, Segment
 from kvmpy.memory import GuestMemory
 from kvmpy.threads import start_thread
 
-RAM_BEHIND, END = 0x118000, 0x128000
+RAM_BEHIND, END = 0x118000, STACK + PAGE
 MOST_EXITS, SECONDS = 400, 2.0
 TRIPLE_FAULT = 257
 
@@ -65,7 +65,7 @@ class DeviceGuest:
         state.xsave = program.fpu + (3).to_bytes(8, "little") + bytes(56)  # x87 and SSE are there (SDM vol. 1, 13.4.2)
         if program.bits == 16:
             state.regs.rip = 0
-            state.sregs.cs = Segment(selector=CODE >> 4, base=CODE, limit=0xFFFF, type=0xB)
+            state.sregs.cs = Segment(selector=0, base=CODE, limit=0xFFFF, type=0xB)
             state.sregs.ds = state.sregs.es = Segment(selector=0, base=DATA, limit=0xFFFF)
             state.sregs.ss = Segment(selector=0, base=STACK, limit=0xFFFF)
         return state

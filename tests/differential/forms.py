@@ -201,11 +201,10 @@ def _decimal() -> list[Form]:
 def _exceptions() -> list[Form]:
     """What ring 3 may not do, and what is no instruction."""
     privileged = "f4,fa,fb,0f 06,0f 08,0f 09,0f 30,0f 32,0f 20 c0,0f 22 c0,0f 23 c0,0f 21 f8,0f 01 f0,0f 00 d0,0f 00 d8"
-    undefined = (
-        "0f 0b,0f ff c0,0f b9 c0,0f aa,0f 24 c0,8e c8,fe f8,ff f8,0f c7 c8,8d c0,f0 01 c0,f0 8b 07,f0 90,f0 39 07"
-    )
+    undefined = "0f 0b,0f ff c0,0f b9 c0,0f aa,0f 24 c0,8e c8,fe f8,ff f8,0f c7 c8,8d c0"
     made = [Form("privileged", text, plain=True, worlds=(World.USER,)) for text in privileged.split(",")]
     made += [Form("undefined", text, plain=True) for text in undefined.split(",")]
+    made += [Form("locked", text, plain=True) for text in ("f0 01 c0", "f0 8b 07", "f0 90", "f0 39 07")]
     made += [
         Form("gone", text, plain=True, modes=LONG) for text in ("82 c0 01", "06", "27", "ce", "d6", "60", "9a", "ea")
     ]

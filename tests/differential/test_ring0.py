@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from differential.check import check
+from differential.devices import DeviceGuest
 from differential.guest import Guest
+from differential.kvm import Kvm
 from differential.program import World
 from differential.qemu import Qemu
+from peers import needs_kvm
 
-from kvmpy import SoftAccelerator
+from kvmpy import KvmAccelerator, SoftAccelerator
 
 MODES = (16, 32, 64)
 EXAMPLES = 150
@@ -44,3 +48,17 @@ def test_random_programs_do_what_qemu_does(bits: int, qemu: Qemu, kernel: Guest)
 def test_qemu_agrees_with_itself(bits: int, qemu: Qemu) -> None:
     """What a program leaves behind would be told as a difference of the next."""
     check(bits, qemu.run, qemu.run, number=1, examples=EXAMPLES // 3, world=World.KERNEL)
+
+
+@needs_kvm
+@pytest.mark.parametrize("bits", MODES)
+def test_random_programs_beside_devices_do_what_kvm_does(bits: int) -> None:
+    number = random.SystemRandom().getrandbits(32)
+    print(f"seed {number}")
+    with (
+        KvmAccelerator() as kvm,
+        SoftAccelerator() as soft,
+        closing(Kvm(kvm, bits)) as right,
+        closing(DeviceGuest(soft, bits)) as other,
+    ):
+        check(bits, right.run, other.run, number=number, examples=EXAMPLES, world=World.DEVICES)

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The processor's state as the engine holds it: the head of CPUX86State of QEMU 5.0, on which Unicorn 2.1.4 rests. A saved
- * context is a raw copy of it, and holds what Unicorn's registers cannot set: segment caches, hflags, EFER. Where it lies in
- * a context is found by fingerprint when a CPU is made, and checked.
+ * The processor's state as the engine holds it: CPUX86State of QEMU 5.0 up to end_reset_fields, on which Unicorn 2.1.4 rests.
  */
 #ifndef KVMPY_SOFTCPU_CPU_H
 #define KVMPY_SOFTCPU_CPU_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R11 = 11 };
@@ -20,19 +19,57 @@ struct segment {
 };
 
 struct cpu {
-    uint64_t regs[16];
-    uint64_t rip;
-    uint64_t eflags; /* without the arithmetic flags and DF, which are lazy: see set_rflags() */
-    uint64_t cc_dst, cc_src, cc_src2;
-    uint32_t cc_op;
-    int32_t df;
-    uint32_t hflags, hflags2;
-    struct segment segs[6], ldt, tr, gdt, idt;
-    uint64_t cr[9];
-    int32_t a20_mask;
-    uint64_t bounds[8], bndcs[2], bndcfgs;
-    uint64_t efer;
+    union {
+        struct {
+            uint64_t regs[16];
+            uint64_t rip;
+            uint64_t eflags; /* while the engine runs without the arithmetic flags and DF: see soft_rflags() */
+            uint64_t cc_dst, cc_src, cc_src2;
+            uint32_t cc_op;
+            int32_t df;
+            uint32_t hflags, hflags2;
+            struct segment segs[6], ldt, tr, gdt, idt;
+            uint64_t cr[9];
+            int32_t a20_mask;
+            uint64_t bounds[8], bndcs[2], bndcfgs;
+            uint64_t efer;
+        };
+        struct {
+            uint8_t before_fpu[604];
+            uint32_t fpu_top;
+            uint16_t fpu_status, fpu_control; /* TOP is not in the status */
+            uint8_t fpu_empty[8], unused_fpu[4], fpu[8][16]; /* physical registers, of 80 bits */
+        };
+        struct {
+            uint8_t before_sse[816];
+            uint32_t mxcsr, unused_sse;
+            uint8_t xmm[32][64];
+        };
+        struct {
+            uint8_t before_msrs[4800];
+            uint32_t sysenter_cs;
+            uint64_t sysenter_esp, sysenter_eip, star, vm_hsave, lstar, cstar, sfmask, kernel_gs_base;
+            uint64_t tsc, tsc_adjust, tsc_deadline, tsc_aux, xcr0;
+        };
+        struct {
+            uint8_t before_pat[5280];
+            uint64_t pat;
+        };
+        struct {
+            uint8_t before_event[5384];
+            int32_t error_code, is_int; /* of the exception that the engine tells; from INT n */
+        };
+        struct {
+            uint8_t before_old[5496];
+            int32_t old_exception; /* to be -1, or the next one is taken for a double fault */
+        };
+        uint8_t whole[5568];
+    };
 };
+
+_Static_assert(offsetof(struct cpu, fpu) == 624 && offsetof(struct cpu, xmm) == 824, "the registers of the FPU");
+_Static_assert(offsetof(struct cpu, star) == 4824 && offsetof(struct cpu, xcr0) == 4904, "MSRs");
+_Static_assert(sizeof(struct cpu) == 5568, "the whole");
 
 #define DESC_TYPE_SHIFT 8
 #define DESC_S (1u << 12)
@@ -60,9 +97,7 @@ struct cpu {
 #define HF_AC (1u << 18)
 #define HF_OSFXSR (1u << 22)
 #define HF_SMAP (1u << 23)
-#define HF_IOBPT (1u << 24) /* port accesses are followed by a look at DR7 */
 #define HF2_GIF 1u
-#define CC_OP_EFLAGS 1
 
 #define CR0_PE 1u
 #define CR0_WP (1u << 16)
@@ -76,6 +111,7 @@ struct cpu {
 #define EFER_LMA (1u << 10)
 #define EFER_NXE (1u << 11)
 
+#define FLAG_CF 1u
 #define FLAG_TF (1u << 8)
 #define FLAG_IF (1u << 9)
 #define FLAG_DF (1u << 10)

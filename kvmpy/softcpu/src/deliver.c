@@ -7,143 +7,11 @@
 
 #include <string.h>
 
-static const struct fault NONE = {-1, 0};
+static const struct fault NONE = {NO_VECTOR, 0};
 
 static struct fault fault(int vector, uint32_t error)
 {
     return (struct fault){vector, error};
-}
-
-/* Memory */
-
-uint8_t *soft_host(struct soft_cpu *s, uint64_t gpa, uint64_t size, int write)
-{
-    for (uint32_t i = 0; i < s->region_count; i++) {
-        struct soft_region *r = &s->regions[i];
-        if (gpa >= r->gpa && gpa - r->gpa < r->size && size <= r->size - (gpa - r->gpa))
-            return write && r->readonly ? NULL : r->host + (gpa - r->gpa);
-    }
-    return NULL;
-}
-
-/* A table entry; where there is no memory it reads as ones, as a bus does. */
-static uint64_t entry_at(struct soft_cpu *s, uint64_t gpa, uint32_t size)
-{
-    uint64_t value = 0;
-    uint8_t *host = soft_host(s, gpa, size, 0);
-    if (!host)
-        return size == 8 ? ~0ull : 0xffffffffull;
-    memcpy(&value, host, size);
-    return value;
-}
-
-static void mark(struct soft_cpu *s, uint64_t gpa, uint64_t entry, int dirty)
-{
-    uint8_t *host = soft_host(s, gpa, 1, 1);
-    if (host)
-        *host = (uint8_t)(entry | 0x20 | (dirty ? 0x40 : 0)); /* A and D (Intel SDM vol. 3, 4.8) */
-}
-
-/* The bits of a present entry that must be zero (Intel SDM vol. 3, 4.3 to 4.5). */
-static uint64_t reserved_bits(const struct cpu *c, int shift, int large)
-{
-    const uint64_t bits_62_52 = 0x7ff0000000000000ull, no_execute = 1ull << 63, pdpte = 0x1e6;
-    int long_mode = !!(c->efer & EFER_LMA);
-    if (!(c->cr[4] & CR4_PAE))
-        return large ? 1u << 21 : 0;
-    if (!long_mode && shift == 30)
-        return bits_62_52 | no_execute | pdpte;
-    return (c->efer & EFER_NXE ? 0 : no_execute) | (long_mode ? 0 : bits_62_52) | (shift == 39 ? 0x80 : 0) |
-           (large ? ((1ull << shift) - 1) & ~0x1fffull : 0);
-}
-
-static struct fault page_fault(struct soft_cpu *s, uint64_t linear, enum soft_access access, uint32_t error)
-{
-    if (access != SOFT_LOOK)
-        s->cpu->cr[2] = linear;
-    return fault(PF, error | (access == SOFT_WRITE ? 2 : 0));
-}
-
-/* Translate a linear address as the processor does (Intel SDM vol. 3, 4.3 to 4.7); a look leaves no trace. */
-struct fault soft_walk(struct soft_cpu *s, uint64_t linear, enum soft_access access, int user, uint64_t *gpa)
-{
-    struct cpu *c = s->cpu;
-    uint32_t error = user ? 4 : 0;
-    int long_mode = !!(c->efer & EFER_LMA), pae = !!(c->cr[4] & CR4_PAE), write = access == SOFT_WRITE;
-    uint32_t width = pae ? 8 : 4, bits = pae ? 9 : 10;
-    int shift = long_mode ? 39 : pae ? 30 : 22;
-    uint64_t table = c->cr[3] & (long_mode ? 0xffffffffff000ull : pae ? 0xffffffe0ull : 0xfffff000ull);
-    int may_write = 1, may_user = 1;
-
-    if (!(c->cr[0] & CR0_PG)) {
-        *gpa = (uint32_t)linear;
-        return NONE;
-    }
-    for (;;) {
-        int pointers = pae && !long_mode && shift == 30; /* the four PDPTEs of PAE have no rights */
-        uint64_t index = linear >> shift & (pointers ? 3 : (1u << bits) - 1);
-        uint64_t at = table + index * width, entry = entry_at(s, at, width);
-        if (!(entry & 1))
-            return page_fault(s, linear, access, error);
-        int large = (entry & 0x80) && (shift == 21 || (shift == 30 && long_mode) || (shift == 22 && (c->cr[4] & CR4_PSE)));
-        if (entry & reserved_bits(c, shift, large))
-            return page_fault(s, linear, access, error | 9);
-        if (!pointers) {
-            may_write &= !!(entry & 2);
-            may_user &= !!(entry & 4);
-        }
-        uint64_t target = entry & (pae ? 0xffffffffff000ull : 0xfffff000ull);
-        if (shift == 12 || large) {
-            if ((user && !may_user) || (write && !may_write && (user || (c->cr[0] & CR0_WP))))
-                return page_fault(s, linear, access, error | 1);
-            if (access != SOFT_LOOK)
-                mark(s, at, entry, write);
-            uint64_t offset = (1ull << shift) - 1;
-            *gpa = (target & ~offset) | (linear & offset);
-            if (!pae && large)
-                *gpa |= (entry & 0x1fe000) << 19; /* address bits 39:32 (table 4-4) */
-            return NONE;
-        }
-        if (!pointers && access != SOFT_LOOK)
-            mark(s, at, entry, entry & 0x40);
-        table = target;
-        shift -= (int)bits;
-    }
-}
-
-static uint64_t canonical_mask(const struct cpu *c)
-{
-    return c->efer & EFER_LMA ? ~0ull : 0xffffffffull;
-}
-
-/* Copy to or from linear addresses with the rights of ring 0. */
-static struct fault copy(struct soft_cpu *s, uint64_t linear, uint8_t *data, uint32_t size, int write)
-{
-    while (size) {
-        uint64_t gpa;
-        linear &= canonical_mask(s->cpu);
-        uint32_t part = 0x1000 - (linear & 0xfff);
-        part = part < size ? part : size;
-        struct fault f = soft_walk(s, linear, write ? SOFT_WRITE : SOFT_READ, 0, &gpa);
-        if (f.vector >= 0)
-            return f;
-        uint8_t *host = soft_host(s, gpa, part, write);
-        if (host && write)
-            memcpy(host, data, part);
-        else if (host)
-            memcpy(data, host, part);
-        else if (!write)
-            memset(data, 0xff, part);
-        linear += part;
-        data += part;
-        size -= part;
-    }
-    return NONE;
-}
-
-struct fault soft_read(struct soft_cpu *s, uint64_t linear, void *data, uint32_t size)
-{
-    return copy(s, linear, data, size, 0);
 }
 
 /* Descriptors */
@@ -170,7 +38,7 @@ uint32_t soft_hflags(const struct cpu *c)
 {
     uint32_t h = c->hflags & ~(HF_CPL | HF_INHIBIT_IRQ | HF_CS32 | HF_SS32 | HF_ADDSEG | HF_PE | HF_TF | HF_CR0 | HF_IOPL |
                                HF_LMA | HF_CS64 | HF_RF | HF_VM | HF_AC | HF_OSFXSR | HF_SMAP);
-    h |= HF_IOBPT | (c->segs[SS].flags >> DESC_DPL_SHIFT & HF_CPL);
+    h |= c->segs[SS].flags >> DESC_DPL_SHIFT & HF_CPL;
     h |= c->cr[0] & CR0_PE ? HF_PE : 0;
     h |= (uint32_t)c->cr[0] << 8 & HF_CR0;
     h |= c->eflags & (HF_TF | HF_IOPL | HF_RF | HF_VM | HF_AC);
@@ -204,8 +72,8 @@ static struct fault write_frame(struct soft_cpu *s, const struct frame *f, uint6
     for (uint32_t i = 0; i < f->count; i++) {
         uint64_t word = f->words[i];
         top = (top - width) & mask;
-        struct fault e = copy(s, base + top, (uint8_t *)&word, width, 1);
-        if (e.vector >= 0)
+        struct fault e = soft_write(s, base + top, &word, width);
+        if (e.vector != NO_VECTOR)
             return e;
     }
     return NONE;
@@ -224,9 +92,9 @@ static struct fault deliver_real(struct soft_cpu *s, int vector, uint64_t flags)
     if (vector * 4u + 3 > c->idt.limit)
         return fault(GP, 0);
     struct fault e = soft_read(s, c->idt.base + vector * 4u, gate, 4);
-    if (e.vector < 0)
+    if (e.vector == NO_VECTOR)
         e = write_frame(s, &f, c->segs[SS].base, c->regs[RSP], 0xffff, 2);
-    if (e.vector >= 0)
+    if (e.vector != NO_VECTOR)
         return e;
     set_pointer(&c->regs[RSP], c->regs[RSP] - 6, 0xffff);
     c->rip = gate[0];
@@ -241,7 +109,7 @@ struct gate {
     uint64_t offset;
 };
 
-static struct fault read_gate(struct soft_cpu *s, int vector, enum soft_event kind, struct gate *gate)
+static struct fault read_gate(struct soft_cpu *s, int vector, enum soft_kind kind, struct gate *gate)
 {
     struct cpu *c = s->cpu;
     int long_mode = !!(c->efer & EFER_LMA);
@@ -251,7 +119,7 @@ static struct fault read_gate(struct soft_cpu *s, int vector, enum soft_event ki
     if (vector * width + width - 1 > c->idt.limit)
         return fault(GP, error);
     struct fault e = soft_read(s, c->idt.base + vector * width, raw, width);
-    if (e.vector >= 0)
+    if (e.vector != NO_VECTOR)
         return e;
     gate->type = raw[0] >> 40 & 0x1f;
     gate->selector = raw[0] >> 16 & 0xffff;
@@ -285,9 +153,9 @@ static struct fault deliver_long(struct soft_cpu *s, const struct gate *gate, ui
     if (has_error)
         push(&f, error);
     top &= ~15ull;
-    if (e.vector < 0)
+    if (e.vector == NO_VECTOR)
         e = write_frame(s, &f, 0, top, ~0ull, 8);
-    if (e.vector >= 0)
+    if (e.vector != NO_VECTOR)
         return e;
     c->regs[RSP] = top - 8 * f.count;
     if (ring < cpl) {
@@ -310,13 +178,13 @@ static struct fault inner_stack(struct soft_cpu *s, uint32_t ring, struct segmen
     if (at + width + 1 > c->tr.limit)
         return fault(TS, c->tr.selector & 0xfffc);
     struct fault e = soft_read(s, c->tr.base + at, top, width);
-    if (e.vector < 0)
+    if (e.vector == NO_VECTOR)
         e = soft_read(s, c->tr.base + at + width, &selector, 2);
-    if (e.vector < 0 && !(selector & 0xfffc))
+    if (e.vector == NO_VECTOR && !(selector & 0xfffc))
         e = fault(TS, 0);
-    if (e.vector < 0)
+    if (e.vector == NO_VECTOR)
         e = descriptor_of(s, selector, TS, &descriptor);
-    if (e.vector >= 0)
+    if (e.vector != NO_VECTOR)
         return e;
     load_segment(ss, selector, descriptor);
     uint32_t type = ss->flags >> DESC_TYPE_SHIFT & 15;
@@ -335,7 +203,7 @@ static struct fault deliver_protected(struct soft_cpu *s, const struct gate *gat
     struct frame f = {{0}, 0};
     if (switches) {
         struct fault e = inner_stack(s, ring, &ss, &top);
-        if (e.vector >= 0)
+        if (e.vector != NO_VECTOR)
             return e;
         if (vm86) /* Intel SDM vol. 3, figure 20-4 */
             for (int i = 0; i < 4; i++)
@@ -350,7 +218,7 @@ static struct fault deliver_protected(struct soft_cpu *s, const struct gate *gat
         push(&f, error);
     uint64_t mask = ss.flags & DESC_DB ? 0xffffffff : 0xffff;
     struct fault e = write_frame(s, &f, ss.base, top, mask, width);
-    if (e.vector >= 0)
+    if (e.vector != NO_VECTOR)
         return e;
     c->segs[SS] = ss;
     set_pointer(&c->regs[RSP], top - width * f.count, switches && mask == 0xffffffff ? 0xffffffff : mask);
@@ -360,7 +228,7 @@ static struct fault deliver_protected(struct soft_cpu *s, const struct gate *gat
     return NONE;
 }
 
-static struct fault deliver_once(struct soft_cpu *s, int vector, int has_error, uint32_t error, enum soft_event kind, uint64_t flags)
+static struct fault deliver_once(struct soft_cpu *s, int vector, int has_error, uint32_t error, enum soft_kind kind, uint64_t flags)
 {
     struct cpu *c = s->cpu;
     struct gate gate;
@@ -371,12 +239,12 @@ static struct fault deliver_once(struct soft_cpu *s, int vector, int has_error, 
     if ((flags & FLAG_VM) && kind == EVENT_SOFTWARE && vector != BP && vector != OF && (flags >> FLAG_IOPL_SHIFT & 3) < 3)
         return fault(GP, 0); /* INT n in virtual-8086 mode with IOPL below 3 (Intel SDM vol. 3, 20.2.7) */
     struct fault e = read_gate(s, vector, kind, &gate);
-    if (e.vector >= 0)
+    if (e.vector != NO_VECTOR)
         return e;
     if (!(gate.selector & 0xfffc))
         return fault(GP, external);
     e = descriptor_of(s, gate.selector, GP, &code);
-    if (e.vector >= 0)
+    if (e.vector != NO_VECTOR)
         return e;
     uint32_t half = code >> 32, dpl = half >> DESC_DPL_SHIFT & 3;
     if (!(half & DESC_S) || !(half & DESC_CODE) || dpl > cpl || ((c->efer & EFER_LMA) && (half & (DESC_L | DESC_DB)) != DESC_L))
@@ -390,7 +258,7 @@ static struct fault deliver_once(struct soft_cpu *s, int vector, int has_error, 
         e = deliver_long(s, &gate, ring, has_error, error, flags);
     else
         e = deliver_protected(s, &gate, ring, has_error, error, flags);
-    if (e.vector >= 0)
+    if (e.vector != NO_VECTOR)
         return e;
     load_segment(&c->segs[CS], (gate.selector & ~3u) | ring, code);
     c->rip = gate.offset;
@@ -419,12 +287,14 @@ static void note_raised(struct soft_cpu *s, int vector, int has_error, uint32_t 
 {
     if (s->shut_down) /* the engine, which does not know of it, meets the fault again */
         return;
-    s->raised = vector;
-    s->raised_has_error = has_error && (s->cpu->cr[0] & CR0_PE);
-    s->raised_error = error;
+    s->raised = (struct soft_event){vector, 1, has_error && (s->cpu->cr[0] & CR0_PE), error};
 }
 
-int soft_deliver(struct soft_cpu *s, int vector, int has_error, uint32_t error, enum soft_event kind)
+/*
+ * Deliver an event through the interrupt table; 0 when the processor shuts down. `at` is the RIP of the instruction, to which
+ * that of INT n goes back when its own delivery faults.
+ */
+int soft_deliver(struct soft_cpu *s, int vector, int has_error, uint32_t error, enum soft_kind kind, uint64_t at)
 {
     struct cpu *c = s->cpu, before = *c;
     uint64_t flags = soft_rflags(s);
@@ -435,11 +305,11 @@ int soft_deliver(struct soft_cpu *s, int vector, int has_error, uint32_t error, 
     has_error = has_error && (c->cr[0] & CR0_PE);
     for (;;) {
         struct fault e = deliver_once(s, vector, has_error, error, kind, flags);
-        if (e.vector < 0)
+        if (e.vector == NO_VECTOR)
             break;
         uint64_t cr2 = c->cr[2];
         if (kind == EVENT_SOFTWARE) /* the fault is that of INT n: RIP points at it */
-            before.rip = s->at;
+            before.rip = at;
         *c = before;
         c->cr[2] = cr2;
         if (first == DF)
@@ -454,6 +324,6 @@ int soft_deliver(struct soft_cpu *s, int vector, int has_error, uint32_t error, 
         kind = EVENT_FAULT;
     }
     c->hflags = soft_hflags(c);
-    *s->old_exception = -1; /* else the next one would be taken for a double fault */
+    c->old_exception = -1; /* else the next one would be taken for a double fault */
     return 1;
 }

@@ -4,85 +4,126 @@
 
 #define NMI_VECTOR 2
 
-void soft_on_interrupt(uc_engine *engine, uint32_t vector, void *data)
+/* Deliver a fault at the instruction at RIP. */
+void soft_raise(struct soft_cpu *s, int vector, uint32_t error)
 {
-    struct soft_cpu *s = data;
-    (void)engine;
-    if (vector == DB && s->port_stop) {
-        soft_port_stopped(s);
-        return;
-    }
-    if (s->probing) {
-        s->probe_failed = 1;
-        unicorn.emu_stop(s->engine);
-        return;
-    }
-    struct cpu *c = soft_load_cpu(s);
-    int software = *s->is_int;
-    uint8_t last = 0;
-    if (software) { /* INT3, INTO and INT1 have one byte, INT n two */
-        soft_read(s, soft_linear_rip(c) - 1, &last, 1);
-        s->at = c->rip - (last == 0xcc || last == 0xce || last == 0xf1 ? 1 : 2);
-    }
-    int has_error = !software && (vector == DF || (vector >= TS && vector <= PF) || vector == AC);
-    s->shut_down = !soft_deliver(s, vector, has_error, *s->error_code, software ? EVENT_SOFTWARE : EVENT_FAULT);
-    soft_store_cpu(s, 0);
-    if (s->shut_down)
-        unicorn.emu_stop(s->engine);
+    int has_error = vector == DF || (vector >= TS && vector <= PF) || vector == AC;
+    s->exact.faults = 1;
+    s->shut_down = !soft_deliver(s, vector, has_error, error, EVENT_FAULT, s->cpu->rip);
 }
 
+/* #DB: a trap behind an instruction, or the fault of a breakpoint in front of it; `dr6` says why. */
+void soft_debug_trap(struct soft_cpu *s, uint32_t dr6)
+{
+    s->guest_dr[6] = (s->guest_dr[6] & ~15ull) | dr6;
+    s->shut_down = !soft_deliver(s, DB, 0, 0, EVENT_FAULT, s->cpu->rip);
+}
+
+static void stop_if_alone(struct soft_cpu *s)
+{
+    if (s->phase != FREE || s->shut_down)
+        soft_end_run(s, BOUNDARY);
+}
+
+/* The length of the INT n that is about to be told: then RIP is behind it. */
+void soft_helper_raise_interrupt(struct cpu *c, int vector, int length)
+{
+    struct soft_cpu *s = soft_mine(c);
+    if (s)
+        s->int_length = length;
+    theirs.helper_raise_interrupt(c, vector, length);
+}
+
+/* An exception. #DB is the trap behind an instruction: the guest's own if RFLAGS.TF was set in front of it. */
+void soft_on_interrupt(uc_engine *engine, uint32_t vector, void *data)
+{
+    struct soft_cpu *s = ((struct soft_vm *)data)->runner;
+    struct cpu *c = s->cpu;
+    (void)engine;
+    if (c->is_int)
+        s->shut_down = !soft_deliver(s, vector, 0, 0, EVENT_SOFTWARE, c->rip - s->int_length);
+    else if (vector != DB)
+        soft_raise(s, vector, c->error_code);
+    else if (s->phase == FREE || s->traps)
+        soft_debug_trap(s, DR6_BS);
+    stop_if_alone(s);
+}
+
+/* #UD, and what the engine takes for it: hypercalls, which exit, and INT1. */
 bool soft_on_invalid(uc_engine *engine, void *data)
 {
-    struct soft_cpu *s = data;
+    struct soft_cpu *s = ((struct soft_vm *)data)->runner;
+    struct cpu *c = s->cpu;
     uint8_t code[3] = {0};
     (void)engine;
-    if (s->probing) {
-        s->probe_failed = 1;
-        unicorn.emu_stop(s->engine);
-        return true;
-    }
-    struct cpu *c = soft_load_cpu(s);
-    soft_read(s, soft_linear_rip(c), code, 3);
+    soft_look(s, soft_linear_rip(c), code, sizeof code);
     if (code[0] == 0x0f && code[1] == 0x01 && (code[2] == 0xc1 || code[2] == 0xd9) && !(c->hflags & HF_CPL)) {
-        s->at = c->rip;
-        s->pending = SOFT_HYPERCALL;
+        s->pending = PENDING_HYPERCALL;
         s->exit = KVM_EXIT_HYPERCALL;
-        unicorn.emu_stop(s->engine);
+        soft_end_run(s, BY_EXIT);
         return true;
     }
-    s->shut_down = !soft_deliver(s, UD, 0, 0, EVENT_FAULT);
-    soft_store_cpu(s, 0);
-    if (s->shut_down)
-        unicorn.emu_stop(s->engine);
+    if (code[0] == 0xf1) { /* its gate's DPL is not looked at (Intel SDM vol. 3, 6.12.1.2) */
+        soft_retire(s, 1);
+        s->shut_down = !soft_deliver(s, DB, 0, 0, EVENT_INTERRUPT, c->rip - 1);
+    } else {
+        soft_raise(s, UD, 0);
+    }
+    stop_if_alone(s);
     return true;
+}
+
+/* NMIs are blocked from the delivery of one to the next IRET, also one that faults (Intel SDM vol. 3, 6.7.1). */
+static void unblock_nmi(const struct cpu *c)
+{
+    struct soft_cpu *s = soft_mine(c);
+    if (!s || !s->nmi_blocked)
+        return;
+    s->nmi_blocked = 0;
+    if (s->nmi_waiting)
+        unicorn.emu_stop(s->vm->engine); /* heard behind it */
+}
+
+void soft_helper_iret_real(struct cpu *c, int shift)
+{
+    unblock_nmi(c);
+    theirs.helper_iret_real(c, shift);
+}
+
+void soft_helper_iret_protected(struct cpu *c, int shift, int next)
+{
+    unblock_nmi(c);
+    theirs.helper_iret_protected(c, shift, next);
+}
+
+/* Choose what is delivered next, in the order of the manual (Intel SDM vol. 3, 6.9). */
+static int take_event(struct soft_cpu *s, int is_open, struct soft_event *event)
+{
+    *event = (struct soft_event){NO_VECTOR, 0, 0, 0};
+    if (s->injected.vector != NO_VECTOR) {
+        *event = s->injected;
+        s->injected.vector = NO_VECTOR;
+    } else if (s->nmi_waiting && !s->nmi_blocked) {
+        event->vector = NMI_VECTOR;
+        s->nmi_waiting = 0;
+        s->nmi_blocked = 1;
+    } else if (s->irq_waiting != NO_VECTOR && is_open) {
+        event->vector = s->irq_waiting;
+        s->irq_waiting = NO_VECTOR;
+    }
+    return event->vector != NO_VECTOR;
 }
 
 /* Deliver what waits for the guest to take it; return an exit, or 0. */
 uint64_t soft_deliver_waiting(struct soft_cpu *s)
 {
-    s->watching = 0;
-    if (s->injected < 0 && !s->nmi_waiting && s->irq_waiting < 0 && !s->want_window)
-        return 0;
-    struct cpu *c = soft_load_cpu(s);
-    int open = (c->eflags & FLAG_IF) && !(c->hflags & HF_INHIBIT_IRQ), vector = -1;
-    enum soft_event kind = EVENT_INTERRUPT;
-    if (s->injected >= 0) {
-        vector = s->injected;
-        kind = s->injected_is_fault ? EVENT_FAULT : EVENT_INTERRUPT;
-    } else if (s->nmi_waiting) {
-        vector = NMI_VECTOR;
-        s->nmi_waiting = 0;
-    } else if (s->irq_waiting >= 0 && open) {
-        vector = s->irq_waiting;
-        s->irq_waiting = -1;
-    } else if (s->want_window && open) {
+    struct cpu *c = s->cpu;
+    struct soft_event e;
+    int is_open = (c->eflags & FLAG_IF) && !(c->hflags & HF_INHIBIT_IRQ);
+    if (take_event(s, is_open, &e))
+        s->shut_down = !soft_deliver(s, e.vector, e.has_error, e.error, e.is_fault ? EVENT_FAULT : EVENT_INTERRUPT, c->rip);
+    else if (s->want_window && is_open)
         return KVM_EXIT_IRQ_WINDOW_OPEN;
-    }
-    if (vector >= 0) {
-        s->shut_down = !soft_deliver(s, vector, s->injected >= 0 && s->injected_has_error, s->injected_error, kind);
-        s->injected = -1;
-        soft_store_cpu(s, 0);
-    }
-    s->watching = s->irq_waiting >= 0 || s->want_window;
+    s->awaits_if = s->irq_waiting != NO_VECTOR || s->want_window;
     return s->shut_down ? KVM_EXIT_SHUTDOWN : 0;
 }

@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * The software CPU: one engine for each VM, on which its vCPUs take turns. docs/engine.md draws how a run goes.
+ */
 #ifndef KVMPY_SOFTCPU_H
 #define KVMPY_SOFTCPU_H
 
@@ -6,37 +9,121 @@
 
 #include "cpu.h"
 #include "packed.h"
-#include "unicorn_api.h"
+#include "unicorn.h"
 
-/* Memory of the guest, as this process has it. */
+enum {
+    SOFT_REGIONS = 256,
+    SOFT_CPUID = 128,
+    SOFT_ACCESSES = 256, /* of one instruction: XSAVE has 80, and each may lie in two pages */
+    SOFT_BREAKPOINTS = 4,
+    SOFT_MSR_FILTER = 16,
+    SOFT_TOO_MANY_ACCESSES = -1, /* of an instruction: an engine_error of our own */
+};
+#define NOWHERE (~0ull)
+#define NO_VECTOR (-1)
+
+/* A piece of the guest's physical addresses; all of them together are everything there is. */
 struct soft_region {
+    struct soft_vm *vm;
     uint64_t gpa, size;
-    uint8_t *host;
+    uint8_t *host; /* NULL: no memory, what devices may answer */
     int readonly;
+    uint8_t *code; /* of memory a bit for each page: there is translated code in it */
+};
+
+struct soft_vm {
+    uc_engine *engine;
+    uint8_t *engine_cpu; /* the engine's CPUState */
+    struct cpu *state;   /* and its CPUX86State */
+    struct cpu reset;    /* what it is when it was made */
+    struct soft_region regions[SOFT_REGIONS];
+    uint32_t region_count;
+    int references; /* of Python, and of vCPUs */
+
+    /* Turns (turns.c); all below is under this mutex, but that the runner's own thread may look */
+    pthread_mutex_t mutex;
+    pthread_cond_t idle;
+    struct soft_cpu *cpus, *runner, *last; /* of all the first; who is on the engine; who was last */
+    struct soft_cpu *first, *behind_last;  /* those who wait, in their order */
+    int cpu_count, closed, remap;          /* remap: memory was added, the engine does not know it */
+    int gives_way;                         /* the runner was asked to let the next one */
+    int64_t slice_end;                     /* of the runner, in ns */
+    uint64_t filled, filled_linear;        /* the entry that the TLB got last: its physical page, the address asked for */
+
+    /* What the host wrote since the last turn (translation.c) */
+    struct {
+        uint64_t gpa, size;
+    } written[64];
+    uint32_t written_count;
+    int all_written, is_written;
+};
+
+/* Where a vCPU is. */
+enum soft_phase {
+    OUTSIDE, /* not on the engine, or the engine does not run */
+    FREE,    /* it executes until something ends that */
+    STEP,    /* one instruction, of which nothing is known */
+    EXACT,   /* one instruction that accesses devices or ports: it gets the answers that are there (access.c) */
+};
+
+/* What ended a run of the engine. */
+enum soft_end {
+    NOTHING,   /* nothing of ours: a kick, or another vCPU's turn */
+    BOUNDARY,  /* it is between two instructions, where the host has something to do */
+    AT_ACCESS, /* in front of an instruction that accesses a device or a port: it is to be executed exactly */
+    NO_ANSWER, /* in front of it again, with one more read that has no answer */
+    BY_EXIT,   /* an exit */
+};
+
+/* What an exit left to do before the next instruction. */
+enum soft_pending {
+    DONE,
+    PENDING_IN,    /* the answer goes into RAX; RIP is behind the instruction */
+    PENDING_READ,  /* the answer is the next read of the instruction at RIP, which is then executed exactly */
+    PENDING_WRITE, /* the instruction is complete; there may be more of its writes to tell */
+    PENDING_MSR,
+    PENDING_HYPERCALL,
+};
+
+/* An access to a device or a port. */
+struct soft_access {
+    uint64_t address, value;
+    uint32_t size, is_port;
+};
+
+/* What an instruction accesses of devices and ports while it is executed exactly (access.c). */
+struct soft_exact {
+    struct soft_access reads[SOFT_ACCESSES]; /* in their order; those before `answered` have a value */
+    uint32_t answered, next;
+    struct soft_access writes[SOFT_ACCESSES];
+    uint32_t write_count, told;
+    struct soft_access now[2], rest; /* what the engine is about to read, in its one or two pages; what is in the second */
+    struct soft_undo {
+        uint8_t *host, before[8];
+        uint32_t size;
+    } undo[SOFT_ACCESSES]; /* what stores to read-only memory have changed */
+    uint32_t undo_count;
+    int rest_is_write, tries;        /* tries: INS stores first to see whether it can */
+    int is_hooked, overflow, faults;
+    uc_hook hook;
+};
+
+/* An access to an MSR that somebody has to answer. */
+struct soft_msr {
+    uint32_t index, length; /* of the instruction at RIP */
+    int is_write, fault;
+    uint64_t value;
+};
+
+/* An event to be delivered, or that was. */
+struct soft_event {
+    int vector, is_fault, has_error;
+    uint32_t error;
 };
 
 struct soft_cpuid {
     uint32_t function, index, by_index; /* by_index: the leaf has subleaves, chosen by ECX */
     uint32_t eax, ebx, ecx, edx;
-};
-
-#define SOFT_REGIONS 32
-#define SOFT_CPUID 128
-#define SOFT_PIECES 16
-#define SOFT_BREAKPOINTS 4
-#define SOFT_MARKS 512
-#define SOFT_MSR_FILTER 16
-#define SOFT_SENSITIVE 0x200000000ull /* in `exit`: an instruction that the engine would not do as it should */
-#define SOFT_ACCESS 0x100000000ull /* in `exit`: an access to no memory; what it is must be found out */
-
-/* What an access that has exited still needs before the next instruction. */
-enum soft_pending { SOFT_DONE, SOFT_OUT, SOFT_IN, SOFT_INS, SOFT_MMIO, SOFT_ROM, SOFT_MSR, SOFT_HYPERCALL };
-
-/* A piece of an MMIO access that was seen, and for a read what it was answered. */
-struct soft_piece {
-    uint64_t gpa, value;
-    uint32_t size;
-    int is_write;
 };
 
 /* Bytes of memory whose writing, or also whose reading, ends the instruction with a debug exit. */
@@ -46,75 +133,48 @@ struct soft_watch {
 };
 
 struct soft_cpu {
-    uc_engine *engine;
-    uc_context *context;
-    uc_context *before_probe; /* what a probe is put back to; hooks save over `context` while it runs */
-    struct cpu *cpu; /* inside `context`, valid after load_cpu() */
-    int32_t *error_code, *is_int, *old_exception;
-
-    struct soft_region regions[SOFT_REGIONS];
-    uint32_t region_count;
-    struct soft_cpuid cpuid[SOFT_CPUID];
-    uint32_t cpuid_count;
+    struct soft_vm *vm;
+    struct cpu saved; /* its state while it is not on the engine */
+    struct cpu *cpu;  /* its state: `saved`, or the engine's own */
+    struct soft_cpu *next, *next_waiting;
+    pthread_cond_t turn;
+    int is_set; /* the host has set its state: what the engine remembers of addresses does not hold */
 
     pthread_mutex_t *lock; /* held by the thread that enters, except in the guest; NULL for none */
     int attention;         /* soft_enter() shall not enter but return KVMPY_ATTENTION */
     int kicked;
-    int flush; /* memory changed behind the engine's back */
     uint64_t entries, exits;
     struct kvmpy_exit recent[KVMPY_RECENT];
 
-    /* The exit that the hooks found, and what it left to do */
-    uint64_t exit;
-    int stopped; /* a hook asked for a stop at a boundary between instructions */
-    int pending;
-    uint64_t answer;
-    uint32_t io_size;
-    uint8_t io_data[8];
-    struct soft_piece pieces[SOFT_PIECES];
-    uint32_t piece_count, piece; /* the one that the current exit is about */
-    uint64_t mmio_gpa, mmio_value;
-    uint32_t mmio_size;
-    struct soft_piece rest;    /* of an access that goes on in another page; `gpa` is the number of the first */
-    int probing, probe_failed; /* the instruction runs only to see what it accesses */
-    int finishing;            /* it runs for good, its reads are answered */
-    int exits_again;          /* what the last exit left to do ended in another */
-    int has_input;            /* INS runs again with what its port answered */
-    uint64_t rom_gpa;
-    uint32_t rom_size;
-    uint64_t at;       /* RIP of the instruction that accesses */
-    uint64_t rax, rsi; /* before it */
-    uint32_t length;   /* its bytes */
-    int is_write;
-    int is_rep, is_string, denied, port_stop;
-    uint64_t counter_mask; /* of (R)CX, by address size */
-    uint32_t msr_index, msr_fault, msr_filter[SOFT_MSR_FILTER], msr_filter_count;
-    uint64_t msr_value;
+    enum soft_phase phase;
+    enum soft_end ended;
+    uint64_t exit; /* of BY_EXIT, packed */
+    int pending;   /* enum soft_pending, and what belongs to it: */
+    struct soft_access access; /* that the last exit is about; its value is the answer */
+    struct soft_exact exact;
+    struct soft_msr msr;
+    uint64_t hypercall_result;
+    int exits_again; /* what an exit left to do has ended in another */
+
+    /* What of the processor the engine does not have */
+    uint64_t guest_dr[8], cr8, apic_base;
+    struct soft_cpuid cpuid[SOFT_CPUID];
+    uint32_t cpuid_count;
+    uint32_t msr_filter[SOFT_MSR_FILTER], msr_filter_count;
     int msr_exits; /* accesses to MSRs that there are not exit too, instead of #GP */
 
-    /* Instructions that are stopped at: see sensitive.c */
-    uint64_t marks[SOFT_MARKS], passing;
-    uint32_t mark_count;
-    int new_block; /* the next block was translated just now */
-    uint64_t stale_at;
-    uint32_t stale_size; /* code to be translated anew */
-    uint64_t guest_dr[8], cr8;
-    uint64_t failed_at; /* where execution could not go on */
-    int engine_error;
-
-    /* Events that wait for the next entry */
-    int nmi_waiting, nmi_masked, irq_waiting, want_window, shut_down;
-    int raised, raised_has_error; /* the exception that was raised last, before those of its delivery; -1 for none */
-    uint32_t raised_error;
-    int injected, injected_is_fault, injected_has_error; /* vector, -1 for none */
-    uint32_t injected_error;
-    int watching;            /* stop between blocks, to see whether an interrupt can be delivered */
-    int first_block, single; /* of a run: its first block; it executes one instruction */
-    int not_begun;           /* it ended before the first instruction, to be begun again */
+    /* Events; vector NO_VECTOR for none */
+    struct soft_event injected; /* to be delivered first */
+    struct soft_event raised;   /* the exception that was raised last, before those of its delivery */
+    int nmi_waiting, nmi_blocked, irq_waiting, want_window, shut_down;
+    int awaits_if;  /* the run ends where an interrupt can be delivered */
+    uint64_t began_at; /* RIP where the run began */
+    int traps;      /* RFLAGS.TF was set in front of the instruction that is executed alone */
+    int int_length; /* of the INT n that the engine is about to tell */
 
     /* The host's debugging; the guest's debug registers are not the engine's */
     uint64_t breakpoints[SOFT_BREAKPOINTS];
-    uint32_t breakpoint_count;
+    uint32_t breakpoint_count, breakpoint_hook_count;
     uc_hook breakpoint_hooks[SOFT_BREAKPOINTS];
     struct soft_watch watches[SOFT_BREAKPOINTS];
     uint32_t watch_count, watch_hits;
@@ -123,116 +183,111 @@ struct soft_cpu {
     struct soft_watch guest_watches[SOFT_BREAKPOINTS]; /* what the guest's own debug registers watch; size 0 for none */
     uint32_t guest_breaks, guest_hits;
     int guest_watching;
+    int debug_changed; /* the engine is to be told */
     uint64_t debug_pc;
     uint32_t debug_dr6;
-    int heeding;      /* breakpoints count though instructions are executed one by one */
-    uint64_t leaving; /* the breakpoint that the CPU stands on */
+    uint64_t reported; /* the breakpoint that it stands on and that was told */
+    uint64_t leaving;  /* the one that the run begins with */
 
-    struct window {
-        struct soft_cpu *s;
-        uint64_t gpa;
-    } windows[SOFT_REGIONS + 1]; /* the gaps between the regions */
-    uint32_t window_count;
+    int engine_error;
+    uint64_t failed_at; /* where execution could not go on */
 };
 
-/* What Python calls */
+#include "functions.h"
 
-int soft_load_unicorn(const char *path);
-unsigned soft_unicorn_version(void);
-const char *soft_strerror(int error);
-struct soft_cpu *soft_open(int *error);
-void soft_close(struct soft_cpu *s);
-int soft_add_region(struct soft_cpu *s, uint64_t gpa, uint64_t size, void *host, int readonly);
-int soft_map_rest(struct soft_cpu *s);
-uint64_t soft_enter(struct soft_cpu *s);
-uint64_t soft_step(struct soft_cpu *s);
-uint64_t soft_complete(struct soft_cpu *s);
-void soft_answer(struct soft_cpu *s, uint64_t value);
-void soft_keep_answer(struct soft_cpu *s);
-void soft_kick(struct soft_cpu *s);
-void soft_forget_kick(struct soft_cpu *s);
-struct cpu *soft_load_cpu(struct soft_cpu *s);
-void soft_store_cpu(struct soft_cpu *s, int flush);
-uint64_t soft_rflags(struct soft_cpu *s);
-void soft_set_rflags(struct soft_cpu *s, uint64_t flags);
-void soft_settle_rflags(struct soft_cpu *s);
-int soft_set_breakpoints(struct soft_cpu *s, const uint64_t *addresses, uint32_t count);
-int soft_set_watches(struct soft_cpu *s, const struct soft_watch *watches, uint32_t count);
-int soft_translate(struct soft_cpu *s, uint64_t linear, uint64_t *gpa);
-int soft_reg_read(struct soft_cpu *s, int regid, void *value);
-int soft_reg_write(struct soft_cpu *s, int regid, const void *value);
-
-#define NOWHERE (~0ull)
 #define DR6_FIXED 0xffff0ff0u /* Intel SDM vol. 3, 17.2.3 */
 #define DR6_BS (1u << 14)
 
-/* engine.c */
+/* vm.c */
 
-uint64_t soft_get(struct soft_cpu *s, int regid);
-void soft_set(struct soft_cpu *s, int regid, uint64_t value);
-uint64_t soft_linear_rip(const struct cpu *c);
+int soft_map(struct soft_vm *vm);
+struct soft_cpu *soft_mine(const struct cpu *state);
+struct soft_region *soft_region_of(struct soft_vm *vm, uint64_t gpa, uint64_t size);
+struct soft_region *soft_region_at(struct soft_vm *vm, const uint8_t *host);
 
-/* debug.c */
+/* turns.c */
 
-void soft_watch_for_guest(struct soft_cpu *s);
-int soft_break_for_guest(struct soft_cpu *s);
-void soft_trap_for_guest(struct soft_cpu *s);
+enum soft_turn { TAKEN, KICKED, CLOSED, FAILED };
+enum soft_turn soft_take_turn(struct soft_cpu *s, int heeds_kick);
+void soft_end_turn(struct soft_cpu *s);
+enum soft_turn soft_give_way(struct soft_cpu *s);
+void soft_wake(struct soft_cpu *s);
+struct soft_vm *soft_here(void);
 
 /* run.c */
 
-int soft_run_one(struct soft_cpu *s);
-uint64_t soft_exit_of(struct soft_cpu *s, int error, int counted);
-void soft_on_block(uc_engine *engine, uint64_t address, uint32_t size, void *data);
+void soft_end_run(struct soft_cpu *s, enum soft_end why);
+void soft_leave(struct soft_cpu *s, enum soft_end why) __attribute__((noreturn));
+void soft_leave_before(struct soft_cpu *s, enum soft_end why, uintptr_t code) __attribute__((noreturn));
+void soft_leave_with(struct soft_cpu *s, uint64_t exit) __attribute__((noreturn));
+void soft_retire(struct soft_cpu *s, uint32_t length);
+uint64_t soft_run_one(struct soft_cpu *s, enum soft_phase phase);
+uint64_t soft_linear_rip(const struct cpu *c);
+
+/* translation.c */
+
+void soft_forget_all(struct soft_vm *vm);
+void soft_forget_written(struct soft_vm *vm);
+void soft_forget_code(struct soft_vm *vm, uint64_t gpa, uint64_t size);
+
+/* access.c */
+
+uint64_t soft_execute_exactly(struct soft_cpu *s);
+uint64_t soft_finish_access(struct soft_cpu *s);
+uint64_t soft_port_in(struct soft_cpu *s, uint32_t port, uint32_t size, uintptr_t code);
+void soft_port_out(struct soft_cpu *s, uint32_t port, uint32_t size, uint64_t value);
+void soft_unhook(struct soft_cpu *s);
+uint64_t soft_on_device_read(uc_engine *engine, uint64_t offset, unsigned size, void *data);
+void soft_on_device_write(uc_engine *engine, uint64_t offset, unsigned size, uint64_t value, void *data);
+void soft_on_rom_store(struct soft_cpu *s, uint64_t gpa, uintptr_t code);
 
 /* ports.c */
 
-void soft_arm_port_stop(struct soft_cpu *s, uint64_t port);
-uint32_t soft_on_in(uc_engine *engine, uint32_t port, int size, void *data);
-void soft_on_out(uc_engine *engine, uint32_t port, int size, uint32_t value, void *data);
-void soft_port_stopped(struct soft_cpu *s);
+/* An instruction as far as its prefixes and opcode tell (Intel SDM vol. 2, 2.1.1). */
+struct soft_instruction {
+    uint8_t opcode, second; /* second: behind 0F */
+    uint32_t length;        /* of both and the prefixes */
+};
+struct soft_instruction soft_decode(struct soft_cpu *s);
 void soft_finish_in(struct soft_cpu *s);
-
-/* mmio.c */
-
-uint64_t soft_mmio_exit(struct soft_cpu *s);
-uint64_t soft_finish_mmio(struct soft_cpu *s);
-bool soft_on_write_to_rom(uc_engine *engine, int type, uint64_t address, int size, int64_t value, void *data);
-uint64_t soft_finish_rom(struct soft_cpu *s);
 
 /* events.c */
 
 void soft_on_interrupt(uc_engine *engine, uint32_t vector, void *data);
 bool soft_on_invalid(uc_engine *engine, void *data);
 uint64_t soft_deliver_waiting(struct soft_cpu *s);
+void soft_raise(struct soft_cpu *s, int vector, uint32_t error);
+void soft_debug_trap(struct soft_cpu *s, uint32_t dr6);
 
-/* calls.c */
+/* control.c */
 
-void soft_on_syscall(uc_engine *engine, void *data);
-void soft_on_sysenter(uc_engine *engine, void *data);
-int soft_on_cpuid(uc_engine *engine, void *data);
+void soft_finish_msr(struct soft_cpu *s);
 
-/* sensitive.c */
+/* debug.c */
 
-void soft_on_edge(uc_engine *engine, void *block, void *previous, void *data);
-int soft_mark_block(struct soft_cpu *s, uint64_t address, uint32_t size);
-int soft_do_sensitive(struct soft_cpu *s, uint64_t *exit);
-int soft_finish_msr(struct soft_cpu *s);
+void soft_apply_debugging(struct soft_cpu *s);
+void soft_reset_debugging(struct soft_cpu *s);
+int soft_break_for_guest(struct soft_cpu *s);
+void soft_trap_for_guest(struct soft_cpu *s);
+
+/* paging.c */
+
+/* A fault that comes up while memory is accessed or an event is delivered. */
+struct fault {
+    int vector; /* NO_VECTOR for none */
+    uint32_t error;
+};
+enum soft_rights { SOFT_LOOK, SOFT_READ, SOFT_WRITE }; /* the host looks, the guest reads or writes */
+uint8_t *soft_host(struct soft_cpu *s, uint64_t gpa, uint64_t size, int write);
+struct fault soft_walk(struct soft_cpu *s, uint64_t linear, enum soft_rights access, int user, uint64_t *gpa);
+struct fault soft_read(struct soft_cpu *s, uint64_t linear, void *data, uint32_t size);
+struct fault soft_write(struct soft_cpu *s, uint64_t linear, const void *data, uint32_t size);
+uint32_t soft_look(struct soft_cpu *s, uint64_t linear, uint8_t *data, uint32_t size);
 
 /* deliver.c */
 
-/* A fault that comes up while an event is delivered. */
-struct fault {
-    int vector; /* -1: none */
-    uint32_t error;
-};
-enum soft_event { EVENT_FAULT, EVENT_INTERRUPT, EVENT_SOFTWARE };
-
-/* Deliver an event through the interrupt table; 0 when the processor shuts down. `cpu` is loaded and stored by the caller. */
-int soft_deliver(struct soft_cpu *s, int vector, int has_error, uint32_t error, enum soft_event kind);
+enum soft_kind { EVENT_FAULT, EVENT_INTERRUPT, EVENT_SOFTWARE };
+int soft_deliver(struct soft_cpu *s, int vector, int has_error, uint32_t error, enum soft_kind kind, uint64_t at);
 uint32_t soft_hflags(const struct cpu *c);
-uint8_t *soft_host(struct soft_cpu *s, uint64_t gpa, uint64_t size, int write);
-enum soft_access { SOFT_LOOK, SOFT_READ, SOFT_WRITE }; /* the host looks, the guest reads or writes */
-struct fault soft_walk(struct soft_cpu *s, uint64_t linear, enum soft_access access, int user, uint64_t *gpa);
-struct fault soft_read(struct soft_cpu *s, uint64_t linear, void *data, uint32_t size);
 
 #endif
