@@ -102,6 +102,8 @@ static void on_access(uc_engine *engine, int type, uint64_t gpa, int size, int64
     e->rest_is_write = type == UC_MEM_WRITE;
     e->now[0].size = e->now[1].size = 0;
     if (e->rest_is_write && e->tries) {
+        if (is_device(s, gpa, 1))
+            keep_rom(s, &(struct soft_access){gpa, 0, first, 0});
         e->tries = 0;
         e->rest.size = 0;
     } else if (e->rest_is_write && is_device(s, gpa, 1)) {
