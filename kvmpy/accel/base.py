@@ -217,7 +217,10 @@ class Vcpu(Closing):
 
     @abstractmethod
     def interrupt(self, vector: int) -> None:
-        """Deliver an external interrupt as soon as the guest takes one; only in a VM without interrupt chips."""
+        """Deliver an external interrupt as soon as the guest takes one; only in a VM without interrupt chips.
+
+        Raises ConfigError where one waits already; see `interruptible`.
+        """
 
     @abstractmethod
     def software_interrupt(self, vector: int) -> None:

@@ -52,6 +52,7 @@ class KvmVcpu(RunPath):
         self.vm = vm
         self.fd = fd
         self._page_at = -1  # the number of entries after which the run page's registers were filled
+        self._reported: int | None = None
         self._interrupted_at = -1  # the number of entries at which an interrupt was queued
         self._breakpoints: list[int] = []
         self._watchpoints: list[Watchpoint] = []
@@ -78,7 +79,13 @@ class KvmVcpu(RunPath):
         return self.fd.pending
 
     def _enter(self) -> int:
-        return self.fd.enter()
+        code = self.fd.enter()
+        self._note_debug(code)
+        return code
+
+    def _note_debug(self, code: int) -> None:
+        """Remember where a Debug exit was told; what stands there is not told again."""
+        self._reported = self._linear_rip() if code & packed.REASON_MASK == packed.DEBUG else None
 
     def _complete(self) -> int:
         return self.fd.complete()
@@ -159,6 +166,7 @@ class KvmVcpu(RunPath):
         return load_regs(self._page().regs)
 
     def _store_regs(self, regs: Registers) -> None:
+        self._reported = None
         store_regs(self._page().regs, regs)
         self.fd.run.kvm_dirty_regs |= constant("KVM_SYNC_X86_REGS")
 
@@ -189,6 +197,10 @@ class KvmVcpu(RunPath):
 
     @state.setter
     def state(self, state: CpuState) -> None:
+        if state.events.interrupt_pending and not state.regs.rflags & RFLAGS_IF:
+            raise ConfigError(
+                f"interrupt {state.events.interrupt:#x} waits for IF: KVM has no place for it; drop it first"
+            )
         self.regs = state.regs
         self.sregs = state.sregs
         self._flush()
@@ -256,7 +268,8 @@ class KvmVcpu(RunPath):
 
         Return an exit that comes of it, or that the next instruction has a breakpoint too.
         """
-        if not self._breakpoints or not self.entries or self._linear_rip() not in self._breakpoints:
+        here = self._linear_rip() if self._breakpoints else None
+        if here is None or here != self._reported or here not in self._breakpoints:
             return None
         code = self._single_step()
         stepped = code & packed.REASON_MASK == packed.DEBUG and self._linear_rip() not in self._breakpoints
@@ -273,9 +286,11 @@ class KvmVcpu(RunPath):
     def _single_step(self) -> int:
         self._debug(constant("KVM_GUESTDBG_ENABLE") | constant("KVM_GUESTDBG_SINGLESTEP"))
         try:
-            return self.fd.enter()
+            code = self.fd.enter()
         finally:
             self._arm_breakpoints()
+        self._note_debug(code)
+        return code
 
     # Identification and events
 
@@ -323,6 +338,8 @@ class KvmVcpu(RunPath):
 
     def interrupt(self, vector: int) -> None:
         """Queue an external interrupt (KVM_INTERRUPT)."""
+        if self._interrupted_at == self.entries:  # KVM would forget the first one
+            raise ConfigError(f"interrupt {vector:#x}: another one waits; see `interruptible`")
         self._flush()
         self.fd.interrupt(vector)
         self._interrupted_at = self.entries

@@ -214,12 +214,13 @@ class SoftVcpu(RunPath):
         soft = self._soft
         injected = soft.injected
         vector = injected.vector if injected.vector != NONE else None
-        fault = bool(injected.is_fault)
+        fault, waits = bool(injected.is_fault), soft.irq_waiting != NONE
         return PendingEvents(
             exception=vector if fault else None,
             exception_error_code=injected.error if vector is not None and injected.has_error else None,
             exception_injected=fault and vector is not None,
-            interrupt=None if fault else vector,
+            interrupt=soft.irq_waiting if waits else None if fault else vector,
+            interrupt_pending=waits,
             shadow=2 if soft.saved.hflags & HF_INHIBIT_IRQ else 0,
             nmi_pending=bool(soft.nmi_waiting),
             nmi_masked=bool(soft.nmi_blocked),
@@ -232,9 +233,10 @@ class SoftVcpu(RunPath):
         soft.nmi_blocked = events.nmi_masked
         soft.saved.hflags = soft.saved.hflags & ~HF_INHIBIT_IRQ | (HF_INHIBIT_IRQ if events.shadow else 0)
         soft.injected.vector = NONE
+        soft.irq_waiting = events.interrupt if events.interrupt_pending else NONE
         if events.exception is not None:
             self._inject(events.exception, events.exception_error_code, fault=True)
-        elif events.interrupt is not None:
+        elif events.interrupt is not None and not events.interrupt_pending:
             self._inject(events.interrupt, None, fault=False)
 
     # Debugging
@@ -304,7 +306,10 @@ class SoftVcpu(RunPath):
     def interrupt(self, vector: int) -> None:
         """Queue an external interrupt."""
         self._check_vector(vector)
-        self._soft.irq_waiting = vector
+        soft = self._soft
+        if soft.irq_waiting != NONE:
+            raise ConfigError(f"interrupt {vector:#x}: vector {soft.irq_waiting:#x} waits; see `interruptible`")
+        soft.irq_waiting = vector
 
     def software_interrupt(self, vector: int) -> None:
         """Queue an interrupt whose delivery has begun."""

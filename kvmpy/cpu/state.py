@@ -105,7 +105,8 @@ class DebugRegisters:
 class PendingEvents:
     """What the processor was about to deliver: an exception, an interrupt, an NMI, and what holds them back.
 
-    An event is *injected* once its delivery has begun and *pending* before. `shadow` is the interrupt shadow: bit 0
+    An event is *injected* once its delivery has begun and *pending* before; an interrupt that is pending waits for IF,
+    for which KVM without chips has no place. `shadow` is the interrupt shadow: bit 0
     after MOV SS, bit 1 after STI (Intel SDM vol. 3, 6.8.3).
     """
 
@@ -115,6 +116,7 @@ class PendingEvents:
     exception_payload: int | None = None
     interrupt: int | None = None
     interrupt_soft: bool = False
+    interrupt_pending: bool = False
     shadow: int = 0
     nmi_injected: bool = False
     nmi_pending: bool = False

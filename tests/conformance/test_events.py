@@ -8,7 +8,7 @@ import pytest
 from conftest import Guests
 
 from kvmpy.accel.base import Watchpoint
-from kvmpy.accel.exits import Debug, Hlt, Interrupted, IoOut
+from kvmpy.accel.exits import Debug, Hlt, Interrupted, IoIn, IoOut
 from kvmpy.accel.testbed import CODE, DATA, PT
 from kvmpy.asm import assemble
 from kvmpy.errors import ConfigError
@@ -118,6 +118,45 @@ def test_a_breakpoint_stops_before_its_instruction_each_time(guests: Guests, bit
         assert exit.pc == CODE + 2
         assert bed.vcpu.regs.rcx & 0xFF == left
     assert isinstance(bed.go(), Hlt)
+
+
+@pytest.mark.needs("breakpoint")
+@pytest.mark.parametrize("code", ["out 0x99, al", "in al, 0x99"])
+def test_a_breakpoint_behind_an_instruction_that_exits(guests: Guests, code: str) -> None:
+    """It stands there when it comes back, and was not told yet."""
+    bed = guests.load(64, f"{code}\nnop\n{code}\nhlt")
+    bed.vcpu.breakpoints = [CODE + 2, CODE + 5]
+    for address in bed.vcpu.breakpoints:
+        assert isinstance(bed.go(), IoOut | IoIn)
+        exit = bed.go()
+        assert isinstance(exit, Debug)
+        assert exit.pc == address
+    assert isinstance(bed.go(), Hlt)
+
+
+@pytest.mark.needs("breakpoint")
+def test_a_breakpoint_is_told_again_when_rip_was_set(guests: Guests) -> None:
+    bed = guests.load(64, "nop\nnop\nhlt")
+    bed.vcpu.breakpoints = [CODE + 1]
+    assert isinstance(bed.go(), Debug)
+    bed.vcpu.regs = bed.vcpu.regs
+    assert isinstance(bed.go(), Debug)
+    assert isinstance(bed.go(), Hlt)
+
+
+@pytest.mark.needs("breakpoint", "single_step")
+def test_a_breakpoint_that_a_step_arrived_at_is_not_told_again(guests: Guests) -> None:
+    bed = guests.load(64, "nop\nnop\nhlt")
+    bed.vcpu.breakpoints = [CODE + 1]
+    assert isinstance(bed.vcpu.step(), Debug)
+    assert isinstance(bed.go(), Hlt)
+
+
+def test_an_interrupt_that_waits_is_not_replaced(guests: Guests) -> None:
+    bed = guests.load(64, "sti\nnop\nhlt")
+    bed.vcpu.interrupt(0x40)
+    with pytest.raises(ConfigError, match=r"interrupt 0x41: .*interruptible"):
+        bed.vcpu.interrupt(0x41)
 
 
 @pytest.mark.needs("breakpoint")

@@ -73,3 +73,10 @@ bool soft_cpu_restore_state(void *cpu, uintptr_t code, bool will_exit)
         c->cc_op = CC_EFLAGS;
     return true;
 }
+
+/* PUSHF: VM and RF are 0 in what it stores (Intel SDM vol. 2, PUSHF). */
+uint64_t soft_helper_read_eflags(struct cpu *c)
+{
+    uint64_t flags = theirs.helper_read_eflags(c);
+    return soft_mine(c) ? flags & ~(uint64_t)(FLAG_RF | FLAG_VM) : flags;
+}

@@ -374,7 +374,7 @@ void soft_forget_kick(struct soft_cpu *s)
 /* The host has set `saved`: the engine has to look at all of it anew. */
 void soft_state_set(struct soft_cpu *s)
 {
-    s->saved.hflags = soft_hflags(&s->saved);
+    s->saved.hflags = soft_hflags(&s->saved) | (s->saved.hflags & HF_INHIBIT_IRQ);
     s->is_set = s->debug_changed = 1;
     s->reported = NOWHERE;
 }

@@ -91,6 +91,7 @@ enum { UC_MEM_READ = 16, UC_MEM_WRITE = 17 };
     F(void, helper_write_crN, (struct cpu *c, int number, uint64_t value)) \
     F(uint64_t, helper_get_dr, (struct cpu *c, int number)) \
     F(void, helper_set_dr, (struct cpu *c, int number, uint64_t value)) \
+    F(uint64_t, helper_read_eflags, (struct cpu *c)) \
     F(void, helper_load_seg, (struct cpu *c, int number, int selector)) \
     F(void, helper_hlt, (struct cpu *c, int length)) \
     F(void, helper_pause, (struct cpu *c, int length)) \
