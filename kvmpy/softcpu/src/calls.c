@@ -58,6 +58,15 @@ void soft_helper_sysenter(struct cpu *c, int length)
     enter_ring0(s, c->sysenter_cs, c->sysenter_cs + 8, c->sysenter_eip);
 }
 
+struct soft_cpuid soft_cpuid_leaf(const struct soft_cpu *s, uint32_t function, uint32_t index)
+{
+    struct soft_cpuid found = {0};
+    for (uint32_t i = 0; i < s->cpuid_count; i++)
+        if (s->cpuid[i].function == function && (!s->cpuid[i].by_index || s->cpuid[i].index == index))
+            found = s->cpuid[i];
+    return found;
+}
+
 void soft_helper_cpuid(struct cpu *c)
 {
     struct soft_cpu *s = soft_mine(c);
@@ -65,13 +74,12 @@ void soft_helper_cpuid(struct cpu *c)
         theirs.helper_cpuid(c);
         return;
     }
-    uint32_t function = c->regs[RAX], index = c->regs[RCX];
-    struct soft_cpuid none = {0}, *found = &none;
-    for (uint32_t i = 0; i < s->cpuid_count; i++)
-        if (s->cpuid[i].function == function && (!s->cpuid[i].by_index || s->cpuid[i].index == index))
-            found = &s->cpuid[i];
-    c->regs[RAX] = found->eax;
-    c->regs[RBX] = found->ebx;
-    c->regs[RCX] = found->ecx;
-    c->regs[RDX] = found->edx;
+    uint32_t function = c->regs[RAX];
+    struct soft_cpuid found = soft_cpuid_leaf(s, function, c->regs[RCX]);
+    if (function == 1) /* OSXSAVE is CR4's (Intel SDM vol. 2, CPUID) */
+        found.ecx = (found.ecx & ~(1u << 27)) | (c->cr[4] & CR4_OSXSAVE ? 1u << 27 : 0);
+    c->regs[RAX] = found.eax;
+    c->regs[RBX] = found.ebx;
+    c->regs[RCX] = found.ecx;
+    c->regs[RDX] = found.edx;
 }

@@ -102,16 +102,32 @@ _Static_assert(sizeof(struct cpu) == 5568, "the whole");
 #define CR0_PE 1u
 #define CR0_WP (1u << 16)
 #define CR0_PG (1u << 31)
+#define CR4_TSD (1u << 2)
+#define CR4_DE (1u << 3)
 #define CR4_PSE (1u << 4)
 #define CR4_PAE (1u << 5)
 #define CR4_OSFXSR (1u << 9)
+#define CR4_OSXSAVE (1u << 18)
 #define CR4_SMAP (1u << 21)
 #define EFER_SCE 1u
 #define EFER_LME (1u << 8)
 #define EFER_LMA (1u << 10)
 #define EFER_NXE (1u << 11)
 
-#define FLAG_CF 1u
+enum {
+    MSR_TSC = 0x10,
+    MSR_APIC_BASE = 0x1b,
+    MSR_SYSENTER_ESP = 0x175,
+    MSR_SYSENTER_EIP = 0x176,
+    MSR_PAT = 0x277,
+};
+#define MSR_EFER 0xc0000080u
+#define MSR_LSTAR 0xc0000082u
+#define MSR_CSTAR 0xc0000083u
+#define MSR_FS_BASE 0xc0000100u
+#define MSR_GS_BASE 0xc0000101u
+#define MSR_KERNEL_GS_BASE 0xc0000102u
+
 #define FLAG_TF (1u << 8)
 #define FLAG_IF (1u << 9)
 #define FLAG_DF (1u << 10)

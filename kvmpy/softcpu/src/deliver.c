@@ -33,6 +33,14 @@ static struct fault descriptor_of(struct soft_cpu *s, uint32_t selector, int vec
     return soft_read(s, table->base + (selector & 0xfff8), descriptor, 8);
 }
 
+/* The descriptor of a selector, without a trace; 0 when there is none. */
+int soft_descriptor(struct soft_cpu *s, uint32_t selector, uint64_t *descriptor)
+{
+    struct segment *table = selector & 4 ? &s->cpu->ldt : &s->cpu->gdt;
+    uint8_t *bytes = (uint8_t *)descriptor;
+    return (selector & 0xfffc) && (selector | 7) <= table->limit && soft_look(s, table->base + (selector & 0xfff8), bytes, 8) == 8;
+}
+
 /* What translated code depends on, from the state that decides it (QEMU keeps it in step; so must who changes the state). */
 uint32_t soft_hflags(const struct cpu *c)
 {

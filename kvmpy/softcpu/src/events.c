@@ -73,29 +73,6 @@ bool soft_on_invalid(uc_engine *engine, void *data)
     return true;
 }
 
-/* NMIs are blocked from the delivery of one to the next IRET, also one that faults (Intel SDM vol. 3, 6.7.1). */
-static void unblock_nmi(const struct cpu *c)
-{
-    struct soft_cpu *s = soft_mine(c);
-    if (!s || !s->nmi_blocked)
-        return;
-    s->nmi_blocked = 0;
-    if (s->nmi_waiting)
-        unicorn.emu_stop(s->vm->engine); /* heard behind it */
-}
-
-void soft_helper_iret_real(struct cpu *c, int shift)
-{
-    unblock_nmi(c);
-    theirs.helper_iret_real(c, shift);
-}
-
-void soft_helper_iret_protected(struct cpu *c, int shift, int next)
-{
-    unblock_nmi(c);
-    theirs.helper_iret_protected(c, shift, next);
-}
-
 /* Choose what is delivered next, in the order of the manual (Intel SDM vol. 3, 6.9). */
 static int take_event(struct soft_cpu *s, int is_open, struct soft_event *event)
 {

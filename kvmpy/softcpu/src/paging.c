@@ -65,6 +65,8 @@ struct fault soft_walk(struct soft_cpu *s, uint64_t linear, enum soft_rights acc
         *gpa = (uint32_t)linear;
         return NONE;
     }
+    if (long_mode && !soft_is_canonical(linear))
+        return (struct fault){GP, 0};
     for (;;) {
         int pointers = pae && !long_mode && shift == 30; /* the four PDPTEs of PAE have no rights */
         uint64_t index = linear >> shift & (pointers ? 3 : (1u << bits) - 1);

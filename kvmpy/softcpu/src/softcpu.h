@@ -157,7 +157,7 @@ struct soft_cpu {
     int exits_again; /* what an exit left to do has ended in another */
 
     /* What of the processor the engine does not have */
-    uint64_t guest_dr[8], cr8, apic_base;
+    uint64_t guest_dr[8], cr8, apic_base, tsc_offset;
     struct soft_cpuid cpuid[SOFT_CPUID];
     uint32_t cpuid_count;
     uint32_t msr_filter[SOFT_MSR_FILTER], msr_filter_count;
@@ -262,6 +262,11 @@ void soft_debug_trap(struct soft_cpu *s, uint32_t dr6);
 /* control.c */
 
 void soft_finish_msr(struct soft_cpu *s);
+int soft_is_canonical(uint64_t address);
+
+/* calls.c */
+
+struct soft_cpuid soft_cpuid_leaf(const struct soft_cpu *s, uint32_t function, uint32_t index);
 
 /* debug.c */
 
@@ -289,5 +294,6 @@ uint32_t soft_look(struct soft_cpu *s, uint64_t linear, uint8_t *data, uint32_t 
 enum soft_kind { EVENT_FAULT, EVENT_INTERRUPT, EVENT_SOFTWARE };
 int soft_deliver(struct soft_cpu *s, int vector, int has_error, uint32_t error, enum soft_kind kind, uint64_t at);
 uint32_t soft_hflags(const struct cpu *c);
+int soft_descriptor(struct soft_cpu *s, uint32_t selector, uint64_t *descriptor);
 
 #endif

@@ -92,6 +92,13 @@ enum { UC_MEM_READ = 16, UC_MEM_WRITE = 17 };
     F(uint64_t, helper_get_dr, (struct cpu *c, int number)) \
     F(void, helper_set_dr, (struct cpu *c, int number, uint64_t value)) \
     F(uint64_t, helper_read_eflags, (struct cpu *c)) \
+    F(void, helper_rdtsc, (struct cpu *c)) \
+    F(void, helper_rdtscp, (struct cpu *c)) \
+    F(void, helper_ldmxcsr, (struct cpu *c, uint32_t value)) \
+    F(void, helper_ltr, (struct cpu *c, int selector)) \
+    F(void, helper_ljmp_protected, (struct cpu *c, int selector, uint64_t target, uint64_t next)) \
+    F(void, helper_lcall_protected, (struct cpu *c, int selector, uint64_t target, int shift, uint64_t next)) \
+    F(void, helper_lret_protected, (struct cpu *c, int shift, int added)) \
     F(void, helper_load_seg, (struct cpu *c, int number, int selector)) \
     F(void, helper_hlt, (struct cpu *c, int length)) \
     F(void, helper_pause, (struct cpu *c, int length)) \
