@@ -247,6 +247,13 @@ class Vcpu(Closing):
         """True when the vCPU waits in HLT with interrupts off, or was never started: only NMI or INIT could wake it."""
 
 
+def check_features(table: CpuidTable, there: Collection[str], who: str) -> None:
+    """Raise ConfigError when a CPUID table announces a feature that `who` lacks."""
+    lacking = [name for name in table.features() if name not in there]
+    if lacking:
+        raise ConfigError(f"CPUID: {who} has no {', '.join(lacking)}; leave it out with disable()")
+
+
 class Vm(Closing):
     """A virtual machine: memory, interrupt chips, vCPUs, added in this order."""
 
@@ -264,8 +271,12 @@ class Vm(Closing):
         """Give the VM the accelerator's own PIC, IOAPIC, local APICs and PIT, before its first vCPU."""
 
     @abstractmethod
-    def create_vcpu(self, vcpu_id: int = 0, *, cpus: int = 1) -> Vcpu:
-        """Create a vCPU of a machine with `cpus` of them, in the state after RESET, with the host's CPUID."""
+    def create_vcpu(self, vcpu_id: int = 0, *, cpus: int = 1, local_apic: bool = False) -> Vcpu:
+        """Create a vCPU of a machine with `cpus` of them, in the state after RESET, with the host's CPUID.
+
+        Where the VM has no interrupt chips of its own, `local_apic` says that others give the vCPU a local APIC: CPUID
+        and IA32_APIC_BASE tell of it, and of nothing that only the accelerator's own could do.
+        """
 
     @abstractmethod
     def set_irq(self, gsi: int, level: int) -> None:

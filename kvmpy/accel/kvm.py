@@ -110,12 +110,12 @@ class KvmVm(Vm):
         self.fd.create_pit()
         self.has_chips = True
 
-    def create_vcpu(self, vcpu_id: int = 0, *, cpus: int = 1) -> KvmVcpu:
+    def create_vcpu(self, vcpu_id: int = 0, *, cpus: int = 1, local_apic: bool = False) -> KvmVcpu:
         """Create a vCPU; see Vm."""
         fd = self.fd.create_vcpu(vcpu_id)
         try:
             vcpu = KvmVcpu(self, fd)
-            vcpu.set_host_cpuid(self.accelerator.cpuid_table, cpus)
+            vcpu.set_host_cpuid(self.accelerator.cpuid_table, cpus, local_apic=self.has_chips or local_apic)
         except BaseException:
             fd.close()
             raise

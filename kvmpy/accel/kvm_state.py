@@ -54,11 +54,10 @@ def load_sregs(sregs: CData) -> SystemRegisters:
 
 def store_sregs(sregs: CData, values: SystemRegisters) -> None:
     """Fill `struct kvm_sregs`; its bitmap of pending interrupts, which the events hold too, becomes empty."""
+    apic_base = sregs.apic_base if values.apic_base is None else values.apic_base
     parts = [_pack_segment(getattr(values, name)) for name in SEGMENT_NAMES]
     parts += [TABLE.pack(values.gdt.base, values.gdt.limit), TABLE.pack(values.idt.base, values.idt.limit)]
-    parts.append(
-        CONTROL.pack(values.cr0, values.cr2, values.cr3, values.cr4, values.cr8, values.efer, values.apic_base)
-    )
+    parts.append(CONTROL.pack(values.cr0, values.cr2, values.cr3, values.cr4, values.cr8, values.efer, apic_base))
     parts.append(BITMAP.pack(0, 0, 0, 0))
     packed = b"".join(parts)
     ffi.memmove(ffi.addressof(sregs), packed, len(packed))

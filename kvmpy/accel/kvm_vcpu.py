@@ -16,6 +16,7 @@ from kvmpy.accel.kvm_state import (
 )
 from kvmpy.accel.run_path import RunPath
 from kvmpy.cpu.bits import LAST_VECTOR, RFLAGS_IF
+from kvmpy.cpu.msrs import reset_apic_base
 from kvmpy.cpu.state import CpuState, MpState, Registers, SystemRegisters
 from kvmpy.errors import ConfigError
 from kvmpy.kvm.binding import CData, constant, ffi
@@ -38,6 +39,7 @@ DR7_FIXED = 0x400  # bit 10 reads as one (Intel SDM vol. 3, 17.2.4)
 XSTATE_BV_AT = 512  # the first word of the XSAVE header (Intel SDM vol. 1, 13.4.2)
 XSTATE_X87_SSE = 3
 LEAF_FEATURES, LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2 = 1, 0xB, 0x1F
+X2APIC, TSC_DEADLINE, APIC = 1 << 21, 1 << 24, 1 << 9  # of leaf 1: ECX, ECX, EDX
 PARKED_STATES = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
 
 
@@ -294,31 +296,39 @@ class KvmVcpu(RunPath):
 
     # Identification and events
 
-    def set_host_cpuid(self, table: CData, cpus: int) -> None:
-        """Take the host's CPUID table with this vCPU's own APIC id and the machine's number of CPUs."""
+    def set_host_cpuid(self, table: CData, cpus: int, *, local_apic: bool) -> None:
+        """Take the host's CPUID table with this vCPU's own APIC id and the machine's number of CPUs.
+
+        KVM says what its own local APIC can: where another gives one, or none does, less is true.
+        """
         copy = ffi.new("struct kvm_cpuid2 *", {"nent": table.nent, "entries": table.nent})
         ffi.memmove(copy.entries, table.entries, table.nent * ffi.sizeof("struct kvm_cpuid_entry2"))
         for i in range(copy.nent):
             entry = copy.entries[i]
             if entry.function == LEAF_FEATURES:
                 entry.ebx = entry.ebx & 0xFF00 | self.id << 24 | (cpus & 0xFF) << 16
+                if not self.vm.has_chips:
+                    entry.ecx &= ~(X2APIC | TSC_DEADLINE)
+                    entry.edx = entry.edx & ~APIC | (APIC if local_apic else 0)
             elif entry.function in (LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2):
                 entry.edx = self.id
         self.fd.set_cpuid(copy)
+        if not self.vm.has_chips:  # KVM takes the bit in CPUID from there
+            sregs = self.sregs
+            sregs.apic_base = reset_apic_base(self.id, local_apic)
+            self.sregs = sregs
 
     @property
     def cpuid(self) -> CpuidTable:
         """The CPUID table as KVM answers it."""
-        from kvmpy.cpu.cpuid import CpuidEntry, CpuidTable
-
-        table = self.fd.get_cpuid()
-        entries = (table.entries[i] for i in range(table.nent))
-        return CpuidTable(
-            [CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in entries],
-        )
+        return _table(self.fd.get_cpuid())
 
     @cpuid.setter
     def cpuid(self, table: CpuidTable) -> None:
+        from kvmpy.accel.base import check_features
+
+        supported = _table(self.vm.accelerator.cpuid_table)
+        check_features(table, {*supported.features(), *self.cpuid.features()}, "KVM on this host")
         entries = [(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in table.entries]
         self.fd.set_cpuid(ffi.new("struct kvm_cpuid2 *", {"nent": len(entries), "entries": entries}))
 
@@ -400,3 +410,10 @@ def _with_x87_sse(area: bytes) -> bytes:
     """Mark x87 and SSE as present: KVM would take them for initial, whatever the area holds, when their bits are 0."""
     header = int.from_bytes(area[XSTATE_BV_AT : XSTATE_BV_AT + 8], "little") | XSTATE_X87_SSE
     return area[:XSTATE_BV_AT] + header.to_bytes(8, "little") + area[XSTATE_BV_AT + 8 :]
+
+
+def _table(raw: CData) -> CpuidTable:
+    from kvmpy.cpu.cpuid import CpuidEntry, CpuidTable
+
+    entries = (raw.entries[i] for i in range(raw.nent))
+    return CpuidTable([CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in entries])

@@ -87,10 +87,10 @@ class SoftVm(Vm):
         self._check_open("creating interrupt chips")
         raise UnsupportedError("interrupt chips: the software CPU has none of its own; use irqchip 'python' or 'none'")
 
-    def create_vcpu(self, vcpu_id: int = 0, *, cpus: int = 1) -> SoftVcpu:
+    def create_vcpu(self, vcpu_id: int = 0, *, cpus: int = 1, local_apic: bool = False) -> SoftVcpu:
         """Create a vCPU; see Vm."""
         self._check_open("creating a vCPU")
-        vcpu = SoftVcpu(vcpu_id, self._engine, cpus)
+        vcpu = SoftVcpu(vcpu_id, self._engine, cpus, local_apic=local_apic)
         if self._msrs is not None:
             vcpu.exit_on_msrs(self._msrs)
         self._vcpus.append(vcpu)

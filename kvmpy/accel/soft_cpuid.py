@@ -13,16 +13,17 @@ BROADWELL = 0x306D4  # family 6, model 0x3D, stepping 4 (Intel SDM vol. 2, figur
 CLFLUSH_LINE = 8  # in units of 8 bytes
 ADDRESS_BITS = 40 | 48 << 8  # physical, linear
 LIMIT = 128
-# Not fma, avx, avx2, f16c, rtm and hle: Unicorn lacks them. Not bmi1 and bmi2: it has BLSI,
-# BEXTR, BZHI and PDEP wrong. Not x2apic, apic and tsc_deadline: there is no local APIC.
+# Not fma, avx, avx2, f16c, rtm and hle: Unicorn lacks them. Not bmi1 and bmi2: it has BLSI, BEXTR, BZHI and PDEP wrong.
+# Not x2apic and tsc_deadline: the local APIC, where there is one, is kvmpy/devices/lapic.py.
 NAMES = (
     "fpu de pse tsc msr pae cx8 sep pge cmov pat pse36 clfsh mmx fxsr sse sse2 sse3 pclmulqdq ssse3 cmpxchg16b sse4_1 "
     "sse4_2 movbe popcnt aes xsave rdrand hypervisor fsgsbase smep adx smap "
     "syscall nx page1gb rdtscp lm lahf_lm abm 3dnowprefetch"
 )
+THERE = frozenset([*NAMES.split(), "apic", "osxsave"])
 
 
-def default_cpuid(vcpu_id: int, cpus: int) -> CpuidTable:
+def default_cpuid(vcpu_id: int, cpus: int, *, local_apic: bool) -> CpuidTable:
     """Return the table of a vCPU in a machine with `cpus` of them."""
     table = CpuidTable(
         [
@@ -37,6 +38,8 @@ def default_cpuid(vcpu_id: int, cpus: int) -> CpuidTable:
     table.vendor = "GenuineIntel"
     table.brand = "kvmpy software CPU"
     table.enable(*NAMES.split())
+    if local_apic:
+        table.enable("apic")
     return table
 
 

@@ -58,7 +58,9 @@ def store_sregs(soft: CData, sregs: SystemRegisters) -> None:
         getattr(cpu, name).base, getattr(cpu, name).limit = table.base, table.limit
     cpu.cr[0], cpu.cr[2], cpu.cr[3], cpu.cr[4] = sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4
     cpu.efer = sregs.efer
-    soft.cr8, soft.apic_base = sregs.cr8, sregs.apic_base
+    soft.cr8 = sregs.cr8
+    if sregs.apic_base is not None:
+        soft.apic_base = sregs.apic_base
 
 
 def _load_segment(s: CData) -> Segment:

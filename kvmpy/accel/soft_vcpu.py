@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 
 from kvmpy.accel import packed
-from kvmpy.accel.base import Watchpoint, check_debug_registers
+from kvmpy.accel.base import Watchpoint, check_debug_registers, check_features
 from kvmpy.accel.run_path import RunPath
 from kvmpy.accel.soft_state import load_regs, load_sregs, store_regs, store_sregs
 from kvmpy.cpu.bits import LAST_VECTOR, RFLAGS_IF
+from kvmpy.cpu.msrs import reset_apic_base
 from kvmpy.cpu.state import CpuState, DebugRegisters, MpState, PendingEvents, Registers, Segment, SystemRegisters
 from kvmpy.errors import ClosedError, ConfigError
 from kvmpy.softcpu.binding import check, ffi, lib
@@ -31,7 +32,7 @@ NONE = -1
 class SoftVcpu(RunPath):
     """A vCPU that takes its turns on the engine of its VM."""
 
-    def __init__(self, vcpu_id: int, engine: CData, cpus: int) -> None:
+    def __init__(self, vcpu_id: int, engine: CData, cpus: int, *, local_apic: bool = False) -> None:
         super().__init__()
         self._id = vcpu_id
         self._lock: Lock | None = None
@@ -41,9 +42,8 @@ class SoftVcpu(RunPath):
         soft = lib.soft_open(engine, error)
         check("opening the engine", error[0])
         self._open: CData | None = ffi.gc(soft, lib.soft_free)
-        soft.apic_base = 0xFEE0_0900
-        self._set_default_cpuid(cpus)
-        self._store_sregs(SystemRegisters(tr=Segment(type=0xB, s=0)))
+        self._set_default_cpuid(cpus, local_apic)
+        self._store_sregs(SystemRegisters(tr=Segment(type=0xB, s=0), apic_base=reset_apic_base(vcpu_id, local_apic)))
         self._store_regs(Registers())
 
     @property
@@ -268,10 +268,10 @@ class SoftVcpu(RunPath):
 
     # Identification and events
 
-    def _set_default_cpuid(self, cpus: int) -> None:
-        from kvmpy.accel.soft_cpuid import default_cpuid
+    def _set_default_cpuid(self, cpus: int, local_apic: bool) -> None:
+        from kvmpy.accel.soft_cpuid import default_cpuid, store_cpuid
 
-        self.cpuid = default_cpuid(self._id, cpus)
+        store_cpuid(self._soft, default_cpuid(self._id, cpus, local_apic=local_apic))
 
     @property
     def cpuid(self) -> CpuidTable:
@@ -282,8 +282,9 @@ class SoftVcpu(RunPath):
 
     @cpuid.setter
     def cpuid(self, table: CpuidTable) -> None:
-        from kvmpy.accel.soft_cpuid import store_cpuid
+        from kvmpy.accel.soft_cpuid import THERE, store_cpuid
 
+        check_features(table, THERE, "the software CPU")
         store_cpuid(self._soft, table)
 
     @property

@@ -65,3 +65,11 @@ def msr_name(index: int) -> str:
         return Msr(index).name
     except ValueError:
         return f"{index:#x}"
+
+
+def reset_apic_base(number: int, there: bool) -> int:
+    """Return IA32_APIC_BASE of a processor after RESET: its address, on (bit 11), the first one's BSP (bit 8).
+
+    0 where it has no local APIC (Intel SDM vol. 3, 10.4.4).
+    """
+    return (0xFEE0_0800 | (number == 0) << 8) if there else 0

@@ -71,7 +71,7 @@ class DescriptorTable:
 
 @record
 class SystemRegisters:
-    """Segments, descriptor tables, control registers, EFER and the APIC base."""
+    """Segments, descriptor tables, control registers, EFER and the APIC base, which None leaves as it is."""
 
     cs: Segment = field(default_factory=lambda: Segment(selector=0xF000, base=0xFFFF0000, type=0xB))
     ds: Segment = field(default_factory=Segment)
@@ -89,7 +89,7 @@ class SystemRegisters:
     cr4: int = 0
     cr8: int = 0
     efer: int = 0
-    apic_base: int = 0xFEE00900
+    apic_base: int | None = None
 
 
 @record

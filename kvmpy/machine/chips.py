@@ -22,6 +22,8 @@ class Chips(ABC):
 
     cpu_limit: int
     """How many vCPUs the chips can start and interrupt."""
+    gives_apics: bool = False
+    """Whether each vCPU has a local APIC that is not the accelerator's."""
     sleeps_inside: bool
     """Whether HLT waits inside the accelerator, which then does not exit for it."""
 

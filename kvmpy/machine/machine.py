@@ -96,7 +96,9 @@ class Machine:
             self.eventfds = Eventfds(self.vm, self.chips, self.events)
             self.gate = Gate()
             self.sleepers = Sleepers(cpus, self.hold, self.gate.release)
-            self.vcpus: list[Vcpu] = [self.vm.create_vcpu(i, cpus=cpus) for i in range(cpus)]
+            self.vcpus: list[Vcpu] = [
+                self.vm.create_vcpu(i, cpus=cpus, local_apic=self.chips.gives_apics) for i in range(cpus)
+            ]
             self.bus = Bus(strict=strict, changed=self._forget_found)
             self.own_handlers = OwnHandlers(self)
             self.handlers = Handlers(self.own_handlers.table(), self._forget_found)

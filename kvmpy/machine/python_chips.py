@@ -73,6 +73,7 @@ class PythonChips(Chips):
     """The chips of a PC with one processor or more."""
 
     cpu_limit = CPU_LIMIT
+    gives_apics = True
     sleeps_inside = False
 
     def __init__(self, vm: Vm) -> None:
