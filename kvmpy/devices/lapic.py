@@ -12,7 +12,7 @@ from kvmpy.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 BASE, SIZE = 0xFEE0_0000, 0x1000
 VERSION = 0x0005_0014  # an integrated APIC with six LVT entries
@@ -85,6 +85,7 @@ class LocalApic(Device):
         self._end_of_interrupt = end_of_interrupt
         self.irr = self.isr = self.tmr = 0  # 256 bits each
         self.nmi = False
+        self.extint = False  # the PICs have a vector for this processor
         self.init = False
         self.startup: int | None = None
         self._timer_started: float | None = None
@@ -135,7 +136,10 @@ class LocalApic(Device):
     def receive(self, message: Message) -> None:
         """Take an interrupt that is meant for this APIC."""
         if message.mode in (FIXED, LOWEST_PRIORITY):
-            self._request(message.vector, level=message.level)
+            if self.enabled:  # else it is not accepted (10.4.7.2)
+                self._request(message.vector, level=message.level)
+        elif message.mode == EXTINT:
+            self.extint = True
         elif message.mode == NMI:
             self.nmi = True
         elif message.mode == INIT and message.assert_level:
@@ -278,7 +282,9 @@ class LocalApic(Device):
             if not entry & LVT_MASKED:
                 self._request(entry & 0xFF)
                 self._wake()
-            if entry & LVT_PERIODIC:
+            if not entry & LVT_PERIODIC:
+                self._stop_timer()  # at 0; to become periodic now does not start it again (10.5.4)
+            else:
                 # Who is late by more than a period has lost what was between: the request is one bit.
                 self._schedule(max(when, self._clock() - self._period()) + self._period())
 
@@ -291,26 +297,37 @@ class LocalApic(Device):
         ran = None if self._timer_started is None else self._clock() - self._timer_started
         return {
             "registers": dict(self.registers), "irr": self.irr, "isr": self.isr, "tmr": self.tmr, "timer_ran": ran,
-            "nmi": self.nmi, "init": self.init, "startup": self.startup,
+            "nmi": self.nmi, "extint": self.extint, "init": self.init, "startup": self.startup,
         }  # fmt: skip
 
     def restore(self, state: dict[str, object]) -> None:
         """Take them back; the timer goes on."""
         registers, ran = state.get("registers"), state.get("timer_ran")
-        if not isinstance(registers, dict) or set(registers) != set(self.registers):
+        if (
+            not isinstance(registers, dict)
+            or set(registers) != set(self.registers)
+            or not _are_words(registers.values())
+        ):
             raise ConfigError(f"state of {self.name}: 'registers' cannot be {registers!r}; not saved by this device")
+        if ran is not None and (not isinstance(ran, float) or not ran >= 0 or not registers[TIMER_INITIAL]):
+            raise ConfigError(f"state of {self.name}: 'timer_ran' cannot be {ran!r}; not saved by this device")
         self._stop_timer()
         self.registers = {at: int(value) for at, value in registers.items()}
         for name in ("irr", "isr", "tmr"):
             value = state.get(name)
-            if not isinstance(value, int) or value >> 256:
+            if not isinstance(value, int) or not 0 <= value < 1 << 256:
                 raise ConfigError(f"state of {self.name}: {name!r} cannot be {value!r}; not saved by this device")
             setattr(self, name, value)
-        self.nmi, self.init = bool(state.get("nmi")), bool(state.get("init"))
+        self.nmi, self.extint, self.init = (bool(state.get(name)) for name in ("nmi", "extint", "init"))
         startup = state.get("startup")
         self.startup = startup if isinstance(startup, int) else None
-        if isinstance(ran, float):
+        if ran is not None:
             self._timer_started = self._clock() - ran
             period = self._period()
             periods = int(ran / period) + 1 if self.registers[LVT_TIMER] & LVT_PERIODIC and period else 1
             self._schedule(self._timer_started + periods * period)
+
+
+def _are_words(values: Iterable[object]) -> bool:
+    """Tell whether all are registers of 32 bits."""
+    return all(isinstance(value, int) and 0 <= value < 1 << 32 for value in values)

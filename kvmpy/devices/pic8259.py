@@ -158,6 +158,11 @@ class Pic8259(RegisterDevice):
         """The mask."""
         return self.registers["imr"]
 
+    def restore(self, state: dict[str, object]) -> None:
+        """Take the registers back; what was requested is again."""
+        super().restore(state)
+        self._changed()
+
 
 class EdgeLevelControl(RegisterDevice):
     """ELCR, ports 0x4D0 and 0x4D1: which inputs are level-triggered (Intel 82371AB data sheet, 4.2.5)."""

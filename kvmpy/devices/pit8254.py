@@ -18,7 +18,12 @@ LATCH, LOW, HIGH, LOW_THEN_HIGH = range(4)  # bits 5:4 of the control word
 READ_BACK = 3  # counter "3" of a control word
 ONE_SHOT, RATE, SQUARE = 1, 2, 3
 PERIODIC = (RATE, SQUARE)
-GATED_START = (1, 5)  # these modes begin at the gate's rising edge
+GATED_START = (1, 5)  # these modes begin at the gate's rising edge, and do not look at its level
+LIMITS = {  # of a counter's fields, for restore()
+    "mode": (0, 5), "bcd": (0, 1), "access": (LOW, LOW_THEN_HIGH), "reload": (1, 0x10000), "gate": (0, 1),
+    "latched": (-1, 0xFFFF), "status": (-1, 0xFF), "write_low": (0, 0xFF), "second_write": (0, 1),
+    "second_read": (0, 1),
+}  # fmt: skip
 SPEAKER_GATE, SPEAKER_DATA, REFRESH, SPEAKER_OUT = 0x01, 0x02, 0x10, 0x20
 ROUNDING = 1e-3  # pulses: what floating point may lack
 REFRESH_SECONDS = 15e-6
@@ -27,10 +32,6 @@ BEHIND_LIMIT = 64  # periods; who is later than that has lost the rest
 
 class Counter:
     """One counter. `clock` gives seconds; `loaded` is called when counting begins anew."""
-
-    FIELDS = (
-        "mode", "bcd", "access", "reload", "gate", "latched", "status", "write_low", "second_write", "second_read",
-    )  # fmt: skip
 
     def __init__(self, clock: Callable[[], float], loaded: Callable[[], None]) -> None:
         self._clock = clock
@@ -41,6 +42,7 @@ class Counter:
         self.reload = 0x10000
         self.gate = 1
         self.started: float | None = None
+        self.held: float | None = None  # since when the gate keeps it from counting
         self.latched = -1
         self.status = -1
         self.write_low = 0
@@ -53,7 +55,11 @@ class Counter:
         """Clock pulses since counting began; -1 before it."""
         if self.started is None:
             return -1
-        return int((self._clock() - self.started) * FREQUENCY + ROUNDING)
+        return int(self.seconds(self.started) * FREQUENCY + ROUNDING)
+
+    def seconds(self, started: float) -> float:
+        """How long it has counted."""
+        return (self._clock() if self.held is None else self.held) - started
 
     def value(self) -> int:
         """What a read would give now, 16 bits."""
@@ -71,7 +77,7 @@ class Counter:
     def output(self) -> int:
         """The level of OUT (data sheet, "Mode Definitions")."""
         done = self.elapsed()
-        if done < 0:
+        if done < 0 or (self.mode in PERIODIC and not self.gate):
             return int(self.mode != 0)
         if self.mode == RATE:
             return int(done % self.reload != self.reload - 1)
@@ -81,20 +87,28 @@ class Counter:
 
     def next_edge(self, after: int) -> int | None:
         """Return the pulse, behind `after`, at which OUT rises; None when it does not any more."""
-        if self.started is None or (self.mode in PERIODIC and not self.gate):
+        if self.started is None or self.held is not None:
             return None
         if self.mode in PERIODIC:
             return (after // self.reload + 1) * self.reload
         return self.reload if after < self.reload else None
 
     def set_gate(self, level: int) -> None:
-        """Drive GATE. Its rising edge begins modes 1, 2, 3 and 5 anew."""
-        rising, self.gate = level and not self.gate, level
+        """Drive GATE. Its rising edge begins modes 1, 2, 3 and 5 anew; while it is low, all but 1 and 5 hold."""
+        rising, falling, self.gate = level and not self.gate, self.gate and not level, level
         if rising and (self.mode in PERIODIC or self.mode in GATED_START):
             self._start()
+        elif rising and self.held is not None and self.started is not None:
+            self.started += self._clock() - self.held
+            self.held = None
+            self._loaded()
+        elif falling and self.mode not in GATED_START and self.started is not None:
+            self.held = self._clock()
+            self._loaded()
 
     def _start(self) -> None:
         self.started = self._clock()
+        self.held = None if self.gate or self.mode in GATED_START else self.started
         self._loaded()
 
     # Access
@@ -108,7 +122,7 @@ class Counter:
         self.mode = mode & 3 if mode & 2 else mode  # 6 and 7 are 2 and 3
         self.second_write = self.second_read = 0
         self.latched = self.status = -1
-        self.started = None
+        self.started = self.held = None
         self._loaded()
 
     def latch(self) -> None:
@@ -244,10 +258,9 @@ class Pit8254(RegisterDevice):
 
     def state(self) -> dict[str, object]:
         """Return the counters, with how far each has run."""
-        now = self._clock()
         counters = [
-            {name: getattr(c, name) for name in Counter.FIELDS}
-            | {"seconds": None if c.started is None else now - c.started}
+            {name: getattr(c, name) for name in LIMITS}
+            | {"seconds": None if c.started is None else c.seconds(c.started), "held": c.held is not None}
             for c in self.counters
         ]
         return {**super().state(), "counters": counters, "speaker": self.speaker}
@@ -257,16 +270,23 @@ class Pit8254(RegisterDevice):
         saved = state.get("counters")
         if not isinstance(saved, list) or len(saved) != len(self.counters):
             raise ConfigError(f"state of {self.name}: 'counters' cannot be {saved!r}; it was not saved by this device")
+        for values in saved:
+            self._check_counter(values)
         super().restore(state)
         now = self._clock()
         for counter, values in zip(self.counters, saved, strict=True):
-            for name in Counter.FIELDS:
-                setattr(counter, name, int(values[name]))
-            counter.started = None if values["seconds"] is None else now - float(values["seconds"])
+            for name in LIMITS:
+                setattr(counter, name, values[name])
+            counter.started = None if values["seconds"] is None else now - values["seconds"]
+            counter.held = now if values["held"] else None
         self.speaker = int(bool(state.get("speaker")))
         self._generation += 1
         self._edge = max(0, self.counters[0].elapsed())
         self._schedule()
+
+    def _check_counter(self, values: object) -> None:
+        if not isinstance(values, dict) or not _is_counter(values):
+            raise ConfigError(f"state of {self.name}: a counter cannot be {values!r}; it was not saved by this device")
 
 
 class SystemControl(RegisterDevice):
@@ -291,6 +311,16 @@ class SystemControl(RegisterDevice):
         refresh = REFRESH if int(self._clock() / REFRESH_SECONDS) & 1 else 0
         data = SPEAKER_DATA if self._pit.speaker else 0
         return counter.gate | data | refresh | (SPEAKER_OUT if counter.output() else 0)
+
+
+def _is_counter(values: dict[str, object]) -> bool:
+    for name, (low, high) in LIMITS.items():
+        value = values.get(name)
+        if not isinstance(value, int) or not low <= value <= high:
+            return False
+    seconds = values.get("seconds", -1)
+    has_run = seconds is None or (isinstance(seconds, float) and seconds >= 0)
+    return has_run and isinstance(values.get("held"), bool)
 
 
 def _ignore() -> None:

@@ -120,10 +120,13 @@ class Uart16550(RegisterDevice):
         return value
 
     def write_data(self, value: int) -> None:
-        """THR: send a byte; it leaves at once, and so THR is empty anew."""
+        """THR: send a byte. That takes back its interrupt; the byte leaves at once, and so THR is empty anew."""
         if self.registers["lcr"] & LCR_DLAB:
             self.registers["dll"] = value
             return
+        if self.registers["transmit_event"]:
+            self.registers["transmit_event"] = 0
+            self._update_irq()
         if self.registers["mcr"] & MCR_LOOP:
             self._loop_back(value)
         else:

@@ -124,7 +124,9 @@ class PythonChips(Chips):
         if message.mode == lapic.LOWEST_PRIORITY and meant:
             meant = [min(meant, key=lambda p: p.apic.processor_priority)]
         for processor in meant:
-            processor.apic.receive(message)
+            waits = not processor.started or processor.apic.init
+            if message.mode != lapic.STARTUP or waits:  # who runs does not hear it (Intel SDM vol. 3, 8.4.1)
+                processor.apic.receive(message)
 
     def end_of_interrupt(self, vector: int) -> None:
         """Tell the I/O APIC that a level-triggered interrupt was served."""
@@ -140,10 +142,10 @@ class PythonChips(Chips):
 
     def _requested(self, processor: Processor) -> int | None:
         """Return the vector of the local APIC that the processor would take, FROM_PICS, or None."""
-        vector = processor.apic.pending()
-        if vector is None and processor.vcpu.id == 0 and self.pics.requests and processor.apic.takes_extint:
-            return FROM_PICS
-        return vector
+        apic = processor.apic
+        vector = apic.pending()
+        is_wired = apic.extint or (processor.vcpu.id == 0 and apic.takes_extint)
+        return FROM_PICS if vector is None and self.pics.requests and is_wired else vector
 
     def deliver(self, vcpu: Vcpu, machine: Machine) -> None:
         """Give the vCPU what is requested of it, or ask for the window in which it can take it."""
@@ -157,7 +159,7 @@ class PythonChips(Chips):
         requested = self._requested(processor)
         if requested is not None and vcpu.interruptible:
             if requested == FROM_PICS:
-                requested = self.pics.acknowledge()
+                requested, apic.extint = self.pics.acknowledge(), False
             else:
                 apic.accept(requested)
             vcpu.interrupt(requested)

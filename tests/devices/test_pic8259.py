@@ -184,6 +184,17 @@ def test_initialization_clears_mask_and_requests(pc: Pc) -> None:
     assert pc.pics.acknowledge() == 0x43
 
 
+def test_a_request_that_waits_is_there_elsewhere(pc: Pc) -> None:
+    """And whoever takes it is woken."""
+    pc.pics.set_line(4, 1)
+    other = Pc()
+    other.pics.slave.restore(pc.pics.slave.state())
+    other.pics.master.restore(pc.pics.master.state())
+    assert other.pics.requests
+    assert other.asked == 1
+    assert other.pics.acknowledge() == pc.pics.acknowledge()
+
+
 def test_state_goes_on_elsewhere(pc: Pc) -> None:
     pc.pulse(9, 4)
     other = Pc()

@@ -173,7 +173,87 @@ def test_state_goes_on_elsewhere(bench: Bench) -> None:
     assert other.ticks == 1
 
 
-@pytest.mark.parametrize("state", [{}, {"counters": []}, {"counters": 5}])
+@pytest.mark.parametrize("mode", range(6))
+def test_a_counter_that_was_never_loaded_stands_still(bench: Bench, mode: int) -> None:
+    """Its count is undefined, but does not run; OUT is low in mode 0, high in the others (figures 15 to 20)."""
+    bench.pit.write(3, 1, 0xB0 | mode << 1)
+    first = bench.count(2)
+    bench.run(500)
+    assert bench.count(2) == first
+    assert bench.pit.counters[2].output() == int(mode != 0)
+
+
+@pytest.mark.parametrize("mode", [1, 2, 3, 5])
+def test_the_gate_s_rising_edge_begins_anew(bench: Bench, mode: int) -> None:
+    counter = bench.pit.counters[2]
+    bench.program(2, mode, 1000)
+    counter.set_gate(1)
+    bench.run(100)
+    assert bench.count(2) == (800 if mode == 3 else 900)
+    counter.set_gate(1)  # a level is no edge
+    assert bench.count(2) == (800 if mode == 3 else 900)
+    counter.set_gate(0)
+    counter.set_gate(1)
+    assert bench.count(2) == 1000
+
+
+@pytest.mark.parametrize("mode", [0, 4])
+def test_a_low_gate_holds_the_count(bench: Bench, mode: int) -> None:
+    """And it goes on where it was (data sheet, "Gate Pin Operations Summary")."""
+    counter = bench.pit.counters[2]
+    bench.program(2, mode, 1000)
+    bench.run(300)
+    assert bench.count(2) == 1000
+    counter.set_gate(1)
+    bench.run(300)
+    counter.set_gate(0)
+    bench.run(5000)
+    assert bench.count(2) == 700
+    counter.set_gate(1)
+    bench.run(100)
+    assert bench.count(2) == 600
+
+
+@pytest.mark.parametrize("mode", [2, 3])
+def test_a_low_gate_sets_the_output_of_the_periodic_modes(bench: Bench, mode: int) -> None:
+    counter = bench.pit.counters[2]
+    counter.set_gate(1)
+    bench.program(2, mode, 1000)
+    bench.run(999)
+    assert counter.output() == 0
+    counter.set_gate(0)
+    assert counter.output() == 1
+
+
+def test_a_counter_that_is_held_is_so_elsewhere(bench: Bench) -> None:
+    bench.pit.counters[2].set_gate(1)
+    bench.program(2, 0, 1000)
+    bench.run(300)
+    bench.pit.counters[2].set_gate(0)
+    bench.run(100)
+    other = Bench()
+    other.now = 33.0
+    other.pit.restore(bench.pit.state())
+    other.run(100)
+    assert other.count(2) == 700
+    other.pit.counters[2].set_gate(1)
+    other.run(100)
+    assert other.count(2) == 600
+
+
+COUNTER = Bench().pit.state()["counters"][0]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {}, {"counters": []}, {"counters": 5}, {"counters": [{}] * 3}, {"counters": [None] * 3},
+        *({"counters": [{**COUNTER, **broken}] * 3} for broken in (
+            {"reload": 0}, {"reload": "x"}, {"mode": 7}, {"access": 0}, {"seconds": -1.0}, {"seconds": "x"},
+            {"seconds": float("nan")}, {"held": None}, {"latched": 1 << 20},
+        )),
+    ],
+)  # fmt: skip
 def test_a_state_that_is_none_is_refused(bench: Bench, state: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="not saved by this device"):
         bench.pit.restore(state)

@@ -142,6 +142,17 @@ TestAgainstTheModel = Against.TestCase
 TestAgainstTheModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
+def test_each_byte_sent_is_an_edge_of_the_line() -> None:
+    """Writing THR takes back its interrupt, and the byte that leaves raises it again (data sheet, 8.6.2)."""
+    uart, _, levels = make()
+    uart.write(MCR, 1, 0x08)  # OUT2
+    uart.write(IER, 1, 0x02)
+    assert levels[-1] == 1
+    before = len(levels)
+    uart.write(RBR, 1, 0x41)
+    assert levels[before:] == [0, 1]
+
+
 def test_nothing_is_received_before_the_guest_listens() -> None:
     """Kept with the host, so that a guest that sets its port up late loses nothing."""
     uart, _, _ = make()
