@@ -4,8 +4,8 @@
     python tools/boot_linux.py --soak 20 --busy     20 boots each with 1, 2 and 4 vCPUs, beside two busy loops
     python tools/boot_linux.py --show               one boot, as it is printed
 
-The kernel is that of Debian's package linux-image-cloud-amd64: the newest in /boot or, unpacked from the package without
-installing it (.ci/fetch_linux), in ~/.cache/kvmpy-ci/linux; or `--kernel FILE`. It needs busybox-static, and lz4 from
+The kernel is that of Debian's package linux-image-cloud-amd64: the newest in /boot or, unpacked from the package and
+not installed (.ci/fetch_linux), in ~/.cache/kvmpy-ci/linux; or `--kernel FILE`. It needs busybox-static, and lz4 from
 PyPI: the kernel is unpacked here and entered by its PVH note (include/xen/interface/hvm/start_info.h of Linux).
 """
 
