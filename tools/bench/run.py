@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -28,12 +29,13 @@ from figures import Figure, listing, write_section
 from kvmpy.accel.exits import IoOut
 from kvmpy.accel.kvm import KvmAccelerator
 from kvmpy.accel.soft import SoftAccelerator
+from kvmpy.accel.soft_vcpu import SoftVcpu
 from kvmpy.accel.testbed import HANDLERS, Testbed
 from kvmpy.boot.flat import plan_code
 from kvmpy.compare.holding import DESCRIPTORS, allow_descriptors, hold
 from kvmpy.compare.measures import timed
 from kvmpy.compare.subjects import Virtual
-from kvmpy.cpu.modes import real_mode
+from kvmpy.cpu.modes import protected_mode, real_mode
 from kvmpy.devices.base import Device
 from kvmpy.machine.machine import Machine
 from kvmpy.memory import GuestMemory
@@ -56,6 +58,12 @@ THR_FOREVER = bytes.fromhex("baf803 b078 ee ebfb")
 POLLED_FOREVER = bytes.fromhex("bafd03 ec a820 74fb b2f8 b078 ee ebf1")
 # mov rcx, rounds; mov eax, 1; mov ebx, 3; out 0x10, al; again: imul rax, rbx; add rax, rcx; dec rcx; jnz again; out
 # 0x11, al
+# again: mov eax, [0xd0000000]; jmp again, and mov [0xd0000000], eax
+DEVICE = 0xD000_0000
+DEVICE_LOOPS = (bytes.fromhex("a1000000d0 ebf9"), bytes.fromhex("a3000000d0 ebf9"))
+# again: mov eax, [0x9000]; and eax, 1; cmp eax, esi; je mine; pause; jmp again; mine: inc dword ptr [0x9000]; dec ecx;
+# jnz again; hlt
+PING_PONG = bytes.fromhex("a100900000 83e001 39f0 7404 f390 ebf0 ff0500900000 49 75e7 f4")
 RING3_LOOP = bytes.fromhex("48b9") + LOOP_ROUNDS.to_bytes(8, "little") + bytes.fromhex(
     "b801000000 bb03000000 e610 480fafc3 4801c8 48ffc9 75f4 e611"
 )  # fmt: skip
@@ -311,6 +319,10 @@ def software(peers: dict[str, Path], rounds: int) -> list[Figure]:
         exceptions = statistics.median(soft_exceptions(soft) for _ in range(rounds))
         first = statistics.median(soft_start(soft) for _ in range(5 * rounds))
         memory = soft_memory(soft)
+        reads, writes = (statistics.median(soft_device(soft, code) for _ in range(rounds)) for code in DEVICE_LOOPS)
+        turn, woken = (statistics.median(measure(soft) for _ in range(rounds)) for measure in (soft_switch, soft_wake))
+        written = statistics.median(soft_host_write(soft) for _ in range(rounds))
+        waiting = statistics.median(soft_waiting(soft) for _ in range(rounds))
     ratio = statistics.median(ours / bare for ours, bare in pairs)
     detail = f"{statistics.median(ours for ours, _ in pairs):.0f} million instructions/s"
     return [
@@ -319,6 +331,12 @@ def software(peers: dict[str, Path], rounds: int) -> list[Figure]:
         Figure("software CPU: an exception delivered, and IRET", exceptions, 10, "µs"),
         Figure("software CPU: a machine made, loaded and run to HLT", first, 5, "ms"),
         Figure("software CPU: resident memory of one of 100 machines (8 MiB guest, 1 MiB touched)", memory, 12, "MiB"),
+        Figure("software CPU: a read of a device in memory, by Python", reads, 10, "µs"),
+        Figure("software CPU: a write to it", writes, 10, "µs"),
+        Figure("software CPU: a turn of another vCPU", turn, 3, "µs"),
+        Figure("software CPU: the same, with a thread that wakes", woken, 20, "µs"),
+        Figure("software CPU: what a host write in an exit handler costs more", written, 20, "µs"),
+        Figure("software CPU: a loop while an interrupt waits with IF=0 / without", waiting, 0.9, "x", True),
     ]
 
 
@@ -364,6 +382,87 @@ def soft_exceptions(soft: SoftAccelerator) -> float:
         end = bed.go(60)
         assert isinstance(end, IoOut), end
         return (time.perf_counter() - start) / EXITS * 1e6
+
+
+def soft_device(soft: SoftAccelerator, code: bytes) -> float:
+    """Return microseconds for one access to a device in memory, with Python's device and run loop."""
+    with Machine(soft, memory=MEMORY, irqchip="none") as machine:
+        machine.load(plan_code(code, mode="protected", memory=MEMORY))
+        machine.bus.mmio.add(Sink(), DEVICE, 0x1000)
+        machine.run(max_exits=WARM_UP, timeout=60)
+        start = time.perf_counter()
+        machine.run(max_exits=EXITS, timeout=60)
+        return (time.perf_counter() - start) / EXITS * 1e6
+
+
+def soft_switch(soft: SoftAccelerator) -> float:
+    """Return how much longer an exit takes when another vCPU exited before, in microseconds."""
+    with soft.create_vm() as vm, GuestMemory(1 << 20) as memory:
+        vm.add_memory(memory)
+        memory.write(0x1000, OUT_FOREVER)
+        vcpus = [vm.create_vcpu(number) for number in range(2)]
+        for vcpu in vcpus:
+            state = real_mode(0x1000)
+            vcpu.regs, vcpu.sregs = state.regs, state.sregs
+        one, both = ([vcpus[0]] * EXITS, vcpus * (EXITS // 2))
+        return (seconds_of(both) - seconds_of(one)) / EXITS * 1e6
+
+
+def seconds_of(vcpus: list[SoftVcpu]) -> float:
+    """Return the seconds that one exit of each takes."""
+    enters = [vcpu.enter for vcpu in vcpus]
+    start = time.perf_counter()
+    for enter in enters:
+        enter()
+    return time.perf_counter() - start
+
+
+def soft_wake(soft: SoftAccelerator) -> float:
+    """Return microseconds for a turn, where two vCPUs in two threads wait for each other by PAUSE."""
+    with soft.create_vm() as vm, GuestMemory(1 << 20) as memory:
+        vm.add_memory(memory)
+        memory.write(0x1000, PING_PONG)
+        threads = []
+        for number in range(2):
+            vcpu, state = vm.create_vcpu(number, cpus=2), protected_mode(0x1000, 0x8000, gdt=0x800)
+            state.regs.rcx, state.regs.rsi = EXITS, number
+            vcpu.regs, vcpu.sregs = state.regs, state.sregs
+            threads.append(threading.Thread(target=vcpu.run))
+        start = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return (time.perf_counter() - start) / (2 * EXITS) * 1e6
+
+
+def soft_host_write(soft: SoftAccelerator) -> float:
+    """Return how much longer an exit takes when its handler has written 4 bytes, in microseconds."""
+    with Testbed(soft, 64) as bed:
+        bed.load(OUT_FOREVER)
+        plain, writing = [], []
+        for times in (plain, writing) * 5:
+            start = time.perf_counter()
+            for _ in range(WARM_UP):
+                bed.vcpu.enter()
+                if times is writing:
+                    bed.memory.write(0x500, b"four")
+            times.append(time.perf_counter() - start)
+        return (statistics.median(writing) - statistics.median(plain)) / WARM_UP * 1e6
+
+
+def soft_waiting(soft: SoftAccelerator) -> float:
+    """Return the speed of a loop while an interrupt waits, in units of that without."""
+    speeds = []
+    for waits in (False, True):
+        with Testbed(soft, 64) as bed:
+            bed.load(SOFT_LOOP)
+            if waits:
+                bed.vcpu.interrupt(0x40)
+            start = time.perf_counter()
+            bed.go(60)
+            speeds.append(1 / (time.perf_counter() - start))
+    return speeds[1] / speeds[0]
 
 
 def soft_start(soft: SoftAccelerator) -> float:
