@@ -2,6 +2,7 @@
 
     python tools/differential.py --minutes 10
     python tools/differential.py --world kernel --bits 32 --seed 7      the programs that a report names
+    python tools/differential.py --rubbish 1000000     random bytes in each mode: any end that has a name is right
     python tools/differential.py --errata                which of docs/errata.toml still are
     python tools/differential.py --write                 docs/errata.md, from docs/errata.toml
 
@@ -35,6 +36,7 @@ from differential.kvm import Kvm  # noqa: E402
 from differential.native import Native  # noqa: E402
 from differential.program import Program, World, compare  # noqa: E402
 from differential.qemu import Qemu  # noqa: E402
+from differential.rubbish import PIECE, Rubbish  # noqa: E402
 from hypothesis import HealthCheck, Phase, find, settings  # noqa: E402 - the path comes first
 from hypothesis.errors import NoSuchExample  # noqa: E402
 
@@ -53,6 +55,7 @@ def main() -> int:
     parser.add_argument("--bits", type=int, choices=MODES, help="one mode only")
     parser.add_argument("--seed", type=int, help="one batch only, of this seed")
     parser.add_argument("--errata", action="store_true", help="try the errata instead")
+    parser.add_argument("--rubbish", type=int, metavar="BYTES", help="random bytes as code, on the software CPU alone")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)} and end")
     options = parser.parse_args()
     if options.write:
@@ -60,6 +63,8 @@ def main() -> int:
         return 0
     worlds = [World[options.world.upper()]] if options.world else list(World)
     modes = [options.bits] if options.bits else list(MODES)
+    if options.rubbish:
+        return run_rubbish(options.rubbish, modes, options.seed)
     with ExitStack() as stack:
         if options.errata:
             ((_, _, native, soft),) = pairs([World.USER], [64], stack)
@@ -120,6 +125,22 @@ def compare_all(compared: list[Pair], seed: int | None, seconds: float) -> int:
         if seed is not None or time.monotonic() >= end:
             print(f"{batches} batches of {BATCH} programs: {failures} with differences that are no errata")
             return 1 if failures else 0
+
+
+def run_rubbish(size: int, modes: list[int], seed: int | None) -> int:
+    """Run `size` random bytes in each mode, a piece after the other; return the exit code."""
+    failures = 0
+    for bits in modes:
+        first = random.SystemRandom().getrandbits(32) if seed is None else seed
+        with SoftAccelerator() as soft, closing(Rubbish(soft, bits)) as rubbish:
+            for number in range(first, first + -(-size // PIECE)):
+                try:
+                    rubbish.run(number)
+                except AssertionError as error:
+                    failures += 1
+                    print(f"{bits} bit: {error}", flush=True)
+        print(f"{bits} bit: {size} bytes from seed {first} on", flush=True)
+    return 1 if failures else 0
 
 
 def is_one(erratum: Erratum, native: Processor, soft: Processor) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from kvmpy import SoftAccelerator
-from kvmpy.accel.exits import Debug, Hlt, IoOut
+from kvmpy.accel.exits import Debug, Hlt, IoOut, Shutdown
 from kvmpy.accel.testbed import CODE, DATA, HANDLERS, IDT, PT, Testbed
 from kvmpy.asm import assemble
 from kvmpy.cpu.msrs import Msr
@@ -229,3 +229,17 @@ def test_a_step_moves_by_one_instruction_at_first_sight(bed: Testbed, code: str)
 
 def test_handlers_of_the_testbed_are_left_as_they_were(bed: Testbed) -> None:
     assert bed.memory.read(HANDLERS + 4 * FAULT, 4) == b"\xe6\x0e\xf4\xf4"
+
+
+@pytest.mark.parametrize(("address", "vector"), [("0xdead0000", FAULT), ("0x8000000000000000", PROTECTION)])
+def test_a_guest_that_has_shut_down_runs_again_with_a_new_state(bed: Testbed, address: str, vector: int) -> None:
+    """What the engine kept of the fault that could not be delivered made a double fault of the next one."""
+    source = f"mov rbx, {address}\nmov al, [rbx]"
+    begun = bed.initial_state()
+    begun.sregs.idt.limit = 0
+    bed.memory.write(CODE, assemble(source).code)
+    bed.vcpu.state = begun
+    assert bed.go() == Shutdown()
+    handle(bed, vector, "out 0x70, al\nhlt")
+    bed.load(assemble(source, origin=CODE).code)
+    assert ports(bed) == [0x70]

@@ -101,11 +101,11 @@ static void on_access(uc_engine *engine, int type, uint64_t gpa, int size, int64
     e->rest = (struct soft_access){gpa, first < 8 ? (uint64_t)value >> 8 * first : 0, size - first, 0};
     e->rest_is_write = type == UC_MEM_WRITE;
     e->now[0].size = e->now[1].size = 0;
-    if (e->rest_is_write && e->tries) {
+    e->is_trial = e->rest_is_write && e->tries;
+    if (e->is_trial) {
+        e->tries = 0;
         if (is_device(s, gpa, 1))
             keep_rom(s, &(struct soft_access){gpa, 0, first, 0});
-        e->tries = 0;
-        e->rest.size = 0;
     } else if (e->rest_is_write && is_device(s, gpa, 1)) {
         note_write(s, (struct soft_access){gpa, value, first, 0});
     } else if (!e->rest_is_write && is_device(s, gpa, 0)) {
@@ -123,7 +123,9 @@ static void on_rest(struct soft_cpu *s, uint64_t gpa)
         return;
     rest.address = gpa & ~0xfffull;
     e->rest.size = 0;
-    if (e->rest_is_write)
+    if (e->is_trial)
+        keep_rom(s, &rest);
+    else if (e->rest_is_write)
         note_write(s, rest);
     else
         e->now[1] = answer_to(s, rest, *mem_io_pc(s));

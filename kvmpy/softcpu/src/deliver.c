@@ -304,7 +304,9 @@ static void note_raised(struct soft_cpu *s, int vector, int has_error, uint32_t 
  */
 int soft_deliver(struct soft_cpu *s, int vector, int has_error, uint32_t error, enum soft_kind kind, uint64_t at)
 {
-    struct cpu *c = s->cpu, before = *c;
+    struct cpu *c = s->cpu;
+    c->old_exception = -1; /* else the engine takes the next one for a double fault, and its end for ours */
+    struct cpu before = *c;
     uint64_t flags = soft_rflags(s);
     int first = kind == EVENT_FAULT ? vector : -1;
     note_raised(s, first, has_error, error);
@@ -332,6 +334,5 @@ int soft_deliver(struct soft_cpu *s, int vector, int has_error, uint32_t error, 
         kind = EVENT_FAULT;
     }
     c->hflags = soft_hflags(c);
-    c->old_exception = -1; /* else the next one would be taken for a double fault */
     return 1;
 }

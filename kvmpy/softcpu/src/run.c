@@ -110,6 +110,8 @@ void soft_helper_pause(struct cpu *c, int length)
 
 /* Runs */
 
+#define MOST_TRIES 10000 /* of one instruction: nobody kicks so fast */
+
 static int start(struct soft_cpu *s, enum soft_phase phase)
 {
     uint32_t *request = (uint32_t *)(s->vm->engine_cpu + CPU_INTERRUPT_REQUEST);
@@ -157,11 +159,11 @@ static uint64_t run_free(struct soft_cpu *s)
  */
 uint64_t soft_run_one(struct soft_cpu *s, enum soft_phase phase)
 {
-    int error;
+    int error, tries = 0;
     s->traps = !!(s->cpu->eflags & FLAG_TF);
     do { /* a kick can be heard in front of it */
         s->cpu->hflags |= HF_TF;
-        error = start(s, phase);
+        error = ++tries > MOST_TRIES ? SOFT_NO_PROGRESS : start(s, phase);
         s->cpu->hflags = (s->cpu->hflags & ~HF_TF) | (s->cpu->eflags & HF_TF);
     } while (!s->ended && !error);
     return exit_of(s, error);

@@ -18,6 +18,7 @@ enum {
     SOFT_BREAKPOINTS = 4,
     SOFT_MSR_FILTER = 16,
     SOFT_TOO_MANY_ACCESSES = -1, /* of an instruction: an engine_error of our own */
+    SOFT_NO_PROGRESS = -2,       /* the engine ends again and again in front of one, and does not say why */
 };
 #define NOWHERE (~0ull)
 #define NO_VECTOR (-1)
@@ -103,7 +104,8 @@ struct soft_exact {
         uint32_t size;
     } undo[SOFT_ACCESSES]; /* what stores to read-only memory have changed */
     uint32_t undo_count;
-    int rest_is_write, tries;        /* tries: INS stores first to see whether it can */
+    int rest_is_write;
+    int tries, is_trial; /* INS stores first to see whether it can: what is about to come, what is under way */
     int is_hooked, overflow, faults;
     uc_hook hook;
 };
