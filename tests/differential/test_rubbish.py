@@ -12,7 +12,7 @@ from machines import loaded
 
 from kvmpy import SoftAccelerator, StopKind
 from kvmpy.accel.exits import Hlt, MmioRead
-from kvmpy.accel.testbed import DATA, Testbed
+from kvmpy.accel.testbed import CODE, DATA, Testbed
 from kvmpy.asm import assemble
 from kvmpy.devices.base import Device
 
@@ -27,6 +27,17 @@ def test_random_bytes_end_as_something(bits: int) -> None:
     with SoftAccelerator() as soft, closing(Rubbish(soft, bits)) as rubbish:
         for seed in range(first, first + PIECES):
             rubbish.run(seed)
+
+
+@pytest.mark.parametrize("source", ["fadd st(0)", "pmovmskb eax, xmm0", "mov rax, cr0", "movq xmm0, xmm1"])
+def test_a_long_block_of_instructions_that_cost_the_engine_variables(source: str) -> None:
+    """It has 512 of them for a block, and no bound: a guest could end the process."""
+    with SoftAccelerator() as soft, Testbed(soft, 64) as bed:
+        state = bed.initial_state()
+        state.sregs.cr0, state.sregs.cr4 = state.sregs.cr0 | 2, state.sregs.cr4 | 0x600
+        bed.vcpu.state = state
+        bed.memory.write(CODE, assemble(source).code * 700 + b"\xf4")
+        assert bed.go() == Hlt()
 
 
 class Raises(Device):

@@ -71,6 +71,7 @@ enum { UC_MEM_READ = 16, UC_MEM_WRITE = 17 };
    translated code calls for an instruction; `length` is that of the instruction, where it is told. */
 #define UNICORN_REPLACED(F) \
     F(int, cpu_exec, (uc_engine *engine, void *cpu)) \
+    F(void, gen_intermediate_code, (void *cpu, void *block, int most)) \
     F(bool, x86_cpu_exec_interrupt, (void *cpu, int request)) \
     F(bool, cpu_restore_state, (void *cpu, uintptr_t code, bool will_exit)) \
     F(bool, x86_cpu_tlb_fill, (void *cpu, uint64_t linear, int size, int access, int mmu, bool probe, uintptr_t code)) \
