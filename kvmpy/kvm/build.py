@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
 from kvmpy.kvm.capabilities import CAPABILITIES  # noqa: E402 - the checkout is not on the path before
 
-TOPICS = ("types", "system", "memory", "irq", "vm", "vcpu", "run", "stats", "enter")
+TOPICS = ("types", "system", "memory", "irq", "vm", "vcpu", "run", "stats", "enter", "functions")
 ABSENT = -1
 
 
@@ -39,8 +39,8 @@ ffibuilder.set_source(
     "kvmpy.kvm._kvm",
     f'#include "enter.h"\n#include "newer.h"\n{fallbacks(constants(declarations))}\n',
     sources=["kvmpy/kvm/src/enter.c"],
-    include_dirs=["kvmpy/kvm/src"],
-    depends=["kvmpy/kvm/src/enter.h", "kvmpy/kvm/src/newer.h"],
+    include_dirs=["kvmpy/kvm/src", "kvmpy/kvm/cdef"],
+    depends=["kvmpy/kvm/src/enter.h", "kvmpy/kvm/src/newer.h", "kvmpy/kvm/cdef/functions.h"],
     extra_compile_args=["-O2", "-std=gnu11", "-Wall"],
 )
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from kvmpy.kvm.lock import Lock
 
 
+_ALIGNMENT = ffi.alignof("struct kvmpy_vcpu")  # more than cffi's own memory has
+_aligned = ffi.new_allocator(lambda size: lib.aligned_alloc(_ALIGNMENT, size), lib.free)
+
+
 def kick_signals() -> int:
     """Return how many kick signals the threads of this process have taken."""
     count: int = lib.kvmpy_kick_signals()
@@ -44,7 +48,7 @@ class VcpuFd(Fd):
         self._ring_map: mmap.mmap | None = None
         self._lock: Lock | None = None
         self._run = ffi.cast("struct kvm_run *", self._pages)
-        self.handle = ffi.new("struct kvmpy_vcpu *", {"fd": fd, "run": self._run, "may_wait": waits})
+        self.handle = _aligned("struct kvmpy_vcpu *", {"fd": fd, "run": self._run, "may_wait": waits})
         lib.kvmpy_install_kick_handler()  # without it the first kick, SIGRTMIN, would end the process
         page = constant("KVM_COALESCED_MMIO_PAGE_OFFSET")
         if mmap_size > page * mmap.PAGESIZE:
