@@ -9,7 +9,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 PARTS = (
     "library", "vm", "turns", "run", "flags", "translation", "paging", "access", "ports", "events", "deliver", "calls",
-    "control", "debug",
+    "control", "debug", "mended",
 )  # fmt: skip
 
 ffibuilder = FFI()

@@ -47,6 +47,7 @@ class DeviceGuest:
             (CODE, DATA, ROM, STACK), (program.page, program.data, program.rom, program.stack), strict=True
         ):
             bed.memory.write(gpa, data)
+        bed.memory.write(CODE + PAGE, bytes(DATA - CODE - PAGE))
         bed.vcpu.state = self._state(program)
         watchdog = Timer(SECONDS, bed.vcpu.kick)
         start_thread(watchdog, "a deadline")

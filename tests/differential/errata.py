@@ -30,6 +30,14 @@ class Made:
     form: str
     traits: frozenset[str]
 
+    def matches(self, forms: str, traits: Iterable[str]) -> bool:
+        """Tell whether its form is one of a regular expression, and whether it has all these traits."""
+        return self.traits.issuperset(traits) and bool(re.fullmatch(forms, self.form))
+
+    def is_one_of(self, kinds: Iterable[tuple[str, str]]) -> bool:
+        """Tell whether it is of one of these kinds: forms, and traits with blanks between them."""
+        return any(self.matches(forms, traits.split()) for forms, traits in kinds)
+
 
 @dataclass(frozen=True)
 class Erratum:
@@ -46,7 +54,7 @@ class Erratum:
 
     def is_about(self, made: Made, bits: int) -> bool:
         """Tell whether an instruction in code of these bits is an instance."""
-        return bits in self.modes and made.traits.issuperset(self.traits) and bool(re.fullmatch(self.forms, made.form))
+        return bits in self.modes and made.matches(self.forms, self.traits)
 
 
 ERRATA = [Erratum(**table) for table in tomllib.loads(LIST.read_text())["erratum"]]

@@ -221,7 +221,8 @@ def _ports() -> list[Form]:
 
 def _system() -> list[Form]:
     """Segments and what is privileged, in ring 0: elsewhere selectors mean something else on each processor."""
-    made = [Form("mov sreg", f"8e /{number}") for number in (0, 2, 3, 4, 5)] + [Form("mov", f"8c /{n}") for n in (0, 3)]
+    made = [Form("mov sreg", f"8e /{number}") for number in (0, 2, 3, 4, 5)]
+    made += [Form("store sreg", f"8c /{number}") for number in (0, 3)]
     made += [Form("push sreg", op) for op in ("0f a0", "0f a8")] + [Form("pop sreg", op) for op in ("0f a1", "0f a9")]
     made += [Form("push sreg", op, modes=LEGACY) for op in ("06", "0e", "16", "1e")]
     made += [Form("pop sreg", op, modes=LEGACY) for op in ("07", "1f")]

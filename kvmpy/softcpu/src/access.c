@@ -115,11 +115,11 @@ static void on_access(uc_engine *engine, int type, uint64_t gpa, int size, int64
 }
 
 /* The engine reaches the second page of an access: only here is its address known. It begins below its eighth byte. */
-static void on_rest(struct soft_cpu *s, uint64_t gpa)
+static void on_rest(struct soft_cpu *s, uint64_t gpa, int is_write)
 {
     struct soft_exact *e = &s->exact;
     struct soft_access rest = e->rest;
-    if (!rest.size || (gpa & 0xfff) >= 8)
+    if (!rest.size || is_write != e->rest_is_write || (gpa & 0xfff) >= 8)
         return;
     rest.address = gpa & ~0xfffull;
     e->rest.size = 0;
@@ -151,7 +151,7 @@ uint64_t soft_on_device_read(uc_engine *engine, uint64_t offset, unsigned size, 
     (void)engine;
     if (must_leave(s))
         return value;
-    on_rest(s, gpa);
+    on_rest(s, gpa, 0);
     for (int i = 0; i < 2; i++)
         for (uint32_t j = 0; j < size; j++) {
             const struct soft_access *piece = &s->exact.now[i];
@@ -166,7 +166,7 @@ void soft_on_device_write(uc_engine *engine, uint64_t offset, unsigned size, uin
     struct soft_region *gap = data;
     (void)engine, (void)size, (void)value;
     if (!must_leave(gap->vm->runner))
-        on_rest(gap->vm->runner, gap->gpa + offset);
+        on_rest(gap->vm->runner, gap->gpa + offset, 1);
 }
 
 /*
@@ -177,7 +177,7 @@ void soft_on_rom_store(struct soft_cpu *s, uint64_t gpa, uintptr_t code)
 {
     if (s->phase != EXACT)
         soft_leave_before(s, AT_ACCESS, code);
-    on_rest(s, gpa);
+    on_rest(s, gpa, 1);
 }
 
 /* Ports of an instruction that is executed exactly */

@@ -29,6 +29,11 @@ void soft_helper_syscall(struct cpu *c, int length)
         theirs.helper_syscall(c, length);
         return;
     }
+    if (soft_do_instead(s)) {
+        if (c->hflags & HF_TF)
+            theirs.helper_single_step(c);
+        return;
+    }
     if (!(c->efer & EFER_SCE))
         unicorn.raise_exception_ra(c, UD, CALLED_FROM());
     uint64_t flags = soft_rflags(s), mask = c->sfmask, target = (uint32_t)c->star;

@@ -128,6 +128,9 @@ enum {
 #define MSR_GS_BASE 0xc0000101u
 #define MSR_KERNEL_GS_BASE 0xc0000102u
 
+#define FLAG_CF (1u << 0)
+#define FLAG_PF (1u << 2)
+#define FLAG_ZF (1u << 6)
 #define FLAG_TF (1u << 8)
 #define FLAG_IF (1u << 9)
 #define FLAG_DF (1u << 10)

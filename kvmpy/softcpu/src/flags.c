@@ -68,6 +68,10 @@ bool soft_cpu_restore_state(void *cpu, uintptr_t code, bool will_exit)
         c->cc_op = kind;
     if (!found)
         return false;
+    if (will_exit && vm->runner->kept_at == c->rip && soft_keeps_flags(vm->runner)) {
+        soft_set_rflags(vm->runner, vm->runner->kept_flags);
+        return true;
+    }
     struct soft_instruction i = soft_decode(vm->runner);
     if ((i.second & 0xf0) == 0x90 && computes_flags(is_dynamic ? CC_DYNAMIC : c->cc_op, i.second >> 1 & 7))
         c->cc_op = CC_EFLAGS;

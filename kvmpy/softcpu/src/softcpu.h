@@ -32,6 +32,17 @@ struct soft_region {
     uint8_t *code; /* of memory a bit for each page: there is translated code in it */
 };
 
+/* How the instruction that is translated is mended (mended.c). */
+struct soft_mended {
+    void (*translate)(struct soft_block *block, void *cpu); /* the engine's function, for each instruction */
+    uint64_t shown_at;    /* from this linear address on the engine sees: */
+    uint32_t shown_count; /* so many bytes */
+    char shown[2];
+    int is_aligned;   /* its next access of 8 bytes is half of one of 16, which has to be aligned */
+    int keeps_flags;  /* they are computed in front of it */
+    int begins_block; /* a block has to begin with it */
+};
+
 struct soft_vm {
     uc_engine *engine;
     uint8_t *engine_cpu; /* the engine's CPUState */
@@ -49,6 +60,7 @@ struct soft_vm {
     int cpu_count, closed, remap;          /* remap: memory was added, the engine does not know it */
     int gives_way;                         /* the runner was asked to let the next one */
     int64_t slice_end;                     /* of the runner, in ns */
+    struct soft_mended mended;
     uint64_t filled, filled_linear;        /* the entry that the TLB got last: its physical page, the address asked for */
 
     /* What the host wrote since the last turn (translation.c) */
@@ -172,6 +184,7 @@ struct soft_cpu {
     int awaits_if;  /* the run ends where an interrupt can be delivered */
     uint64_t began_at; /* RIP where the run began */
     int traps;      /* RFLAGS.TF was set in front of the instruction that is executed alone */
+    uint64_t kept_flags, kept_at; /* RFLAGS in front of an instruction that keeps them, and its RIP */
     int int_length; /* of the INT n that the engine is about to tell */
 
     /* The host's debugging; the guest's debug registers are not the engine's */
@@ -231,6 +244,12 @@ uint64_t soft_linear_rip(const struct cpu *c);
 void soft_forget_all(struct soft_vm *vm);
 void soft_forget_written(struct soft_vm *vm);
 void soft_forget_code(struct soft_vm *vm, uint64_t gpa, uint64_t size);
+
+/* mended.c */
+
+void soft_mend(struct soft_vm *vm);
+int soft_do_instead(struct soft_cpu *s);
+int soft_keeps_flags(struct soft_cpu *s);
 
 /* access.c */
 

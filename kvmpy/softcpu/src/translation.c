@@ -14,7 +14,6 @@
 
 #define PAGE_SIZE 4096ull
 #define PAGE_MASK (~(PAGE_SIZE - 1))
-#define MOST_INSTRUCTIONS 64 /* of a block */
 
 static uint8_t bit_of(const struct soft_region *r, const uint8_t *host, uint8_t **byte)
 {
@@ -60,15 +59,6 @@ static struct soft_vm *vm_of(const void *cpu)
 {
     struct soft_vm *vm = soft_here();
     return vm && vm->engine_cpu == cpu ? vm : NULL;
-}
-
-/*
- * A block is translated. Some instructions of the engine's lose a temporary variable or two of the block's 512, which nobody
- * counts: 512 times FADD, as many as a block may have, write behind them. (All that can be encoded were tried: the most is 2.3.)
- */
-void soft_gen_intermediate_code(void *cpu, void *block, int most)
-{
-    theirs.gen_intermediate_code(cpu, block, vm_of(cpu) && most > MOST_INSTRUCTIONS ? MOST_INSTRUCTIONS : most);
 }
 
 /* An entry is filled in. */

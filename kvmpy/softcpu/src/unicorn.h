@@ -15,6 +15,8 @@
 
 typedef struct uc_struct uc_engine;
 typedef size_t uc_hook;
+struct soft_translator;
+struct soft_block;
 
 enum { UC_ARCH_X86 = 4, UC_MODE_64 = 8 };
 enum { UC_PROT_ALL = 7 };
@@ -64,6 +66,7 @@ enum { UC_MEM_READ = 16, UC_MEM_WRITE = 17 };
     F(void *, qemu_map_ram_ptr, (uc_engine *engine, void *block, uint64_t ram)) \
     F(uint64_t, qemu_ram_addr_from_host, (uc_engine *engine, void *host)) \
     F(void, tb_invalidate_phys_range, (uc_engine *engine, uint64_t ram, uint64_t end)) \
+    F(void, tcg_gen_callN, (void *tcg, void *helper, void *result, int count, void **arguments)) \
     F(void, update_fp_status, (struct cpu *c)) \
     F(void, update_mxcsr_status, (struct cpu *c))
 
@@ -71,7 +74,19 @@ enum { UC_MEM_READ = 16, UC_MEM_WRITE = 17 };
    translated code calls for an instruction; `length` is that of the instruction, where it is told. */
 #define UNICORN_REPLACED(F) \
     F(int, cpu_exec, (uc_engine *engine, void *cpu)) \
-    F(void, gen_intermediate_code, (void *cpu, void *block, int most)) \
+    F(void, translator_loop, (const struct soft_translator *functions, struct soft_block *block, void *cpu, void *translated, int most)) \
+    F(uint32_t, cpu_ldub_code, (struct cpu *c, uint64_t linear)) \
+    F(void, tcg_gen_qemu_ld_i64, (void *tcg, uintptr_t value, uintptr_t address, uintptr_t mmu, uint32_t kind)) \
+    F(void, tcg_gen_qemu_st_i64, (void *tcg, uintptr_t value, uintptr_t address, uintptr_t mmu, uint32_t kind)) \
+    F(const void *, helper_lookup_tb_ptr, (struct cpu *c)) \
+    F(void, helper_single_step, (struct cpu *c)) \
+    F(void, helper_stgi, (struct cpu *c)) \
+    F(void, helper_cmpxchg8b, (struct cpu *c, uint64_t address)) \
+    F(void, helper_cmpxchg8b_unlocked, (struct cpu *c, uint64_t address)) \
+    F(void, helper_cmpxchg16b, (struct cpu *c, uint64_t address)) \
+    F(void, helper_cmpxchg16b_unlocked, (struct cpu *c, uint64_t address)) \
+    F(void, helper_fcomi_ST0_FT0, (struct cpu *c)) \
+    F(void, helper_fucomi_ST0_FT0, (struct cpu *c)) \
     F(bool, x86_cpu_exec_interrupt, (void *cpu, int request)) \
     F(bool, cpu_restore_state, (void *cpu, uintptr_t code, bool will_exit)) \
     F(bool, x86_cpu_tlb_fill, (void *cpu, uint64_t linear, int size, int access, int mmu, bool probe, uintptr_t code)) \
@@ -129,9 +144,13 @@ extern struct unicorn_replaced theirs; /* for engines that are not ours */
 
 /* What of its structures is known by its place: of uc_struct, CPUState (cpu.h of QEMU 5.0) and what lies around CPUX86State. */
 enum {
+    UC_TCG = 0x300,             /* TCGContext *tcg_ctx */
+    TCG_STATE = 0x98f0,         /* in it: where it has what stands for the state in translated code */
     UC_CPU = 0x1b8,             /* CPUState *cpu */
     UC_NO_EXIT_REQUEST = 0x7f2, /* whether emu_stop() is heard between blocks only */
     CPU_INTERRUPT_REQUEST = 28,
+    CPU_CLASS = 33200,          /* a pointer to its CPUClass, whose functions are its own */
+    CLASS_UNALIGNED = 0x18,     /* do_unaligned_access, which it does not have */
     CPU_MEM_IO_PC = 33144, /* in a device callback: the address in translated code, 0 for an access of the engine's own */
     CPU_STATE_SIZE = 35408, /* CPUX86State lies behind */
     STATE_TLB = -64,        /* from CPUX86State: struct tlb[MMU_MODES] */

@@ -148,6 +148,7 @@ static void find_state(struct soft_vm *vm)
     vm->engine_cpu = *(uint8_t **)((char *)vm->engine + UC_CPU);
     vm->state = (struct cpu *)(vm->engine_cpu + CPU_STATE_SIZE);
     *((uint8_t *)vm->engine + UC_NO_EXIT_REQUEST) = 1;
+    soft_mend(vm);
     vm->state->hflags2 |= HF2_GIF;
     vm->reset = *vm->state;
 }
