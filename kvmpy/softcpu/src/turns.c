@@ -10,6 +10,7 @@
 #include <time.h>
 
 #define SLICE 1000000 /* ns */
+#define SPIN 20000    /* ns: what it costs to wake a thread up on a core that sleeps */
 #define SECOND 1000000000ll
 
 static __thread struct soft_vm *here; /* whose engine this thread runs */
@@ -57,6 +58,33 @@ static void unqueue(struct soft_cpu *s)
         pthread_cond_signal(&vm->first->turn);
 }
 
+static int is_kicked(struct soft_cpu *s)
+{
+    return __atomic_load_n(&s->kicked, __ATOMIC_SEQ_CST);
+}
+
+static int is_next(const struct soft_cpu *s)
+{
+    const struct soft_cpu *first = s->vm->first;
+    return first == s || (first && first->next_waiting == s);
+}
+
+static int is_its_turn(struct soft_cpu *s)
+{
+    return __atomic_load_n(&s->vm->first, __ATOMIC_RELAXED) == s && !__atomic_load_n(&s->vm->runner, __ATOMIC_RELAXED);
+}
+
+/* Before it sleeps it looks for a while whether it has its turn, for those that PAUSE ends are short. */
+static void spin(struct soft_cpu *s)
+{
+    struct soft_vm *vm = s->vm;
+    int64_t end = now() + SPIN;
+    pthread_mutex_unlock(&vm->mutex);
+    while (!is_its_turn(s) && !__atomic_load_n(&vm->closed, __ATOMIC_RELAXED) && !is_kicked(s) && now() < end)
+        __builtin_ia32_pause();
+    pthread_mutex_lock(&vm->mutex);
+}
+
 static void wait_for_end(struct soft_cpu *s)
 {
     struct soft_vm *vm = s->vm;
@@ -97,12 +125,17 @@ static enum soft_turn begin(struct soft_cpu *s)
 static enum soft_turn wait_and_begin(struct soft_cpu *s, int heeds_kick)
 {
     struct soft_vm *vm = s->vm;
-    while (vm->first != s || vm->runner) {
-        if (vm->closed || (heeds_kick && __atomic_load_n(&s->kicked, __ATOMIC_SEQ_CST))) {
+    for (int may_spin = 1; vm->first != s || vm->runner;) {
+        if (vm->closed || (heeds_kick && is_kicked(s))) {
             unqueue(s);
             return vm->closed ? CLOSED : KICKED;
         }
-        wait_for_end(s);
+        if (may_spin && is_next(s)) {
+            may_spin = 0;
+            spin(s);
+        } else {
+            wait_for_end(s);
+        }
     }
     unqueue(s);
     if (vm->closed)
