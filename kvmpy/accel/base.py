@@ -173,6 +173,18 @@ class Vcpu(Closing):
 
     @property
     @abstractmethod
+    def cr8(self) -> int:
+        """The task priority class, 0 to 15 (Intel SDM vol. 3, 10.8.6), as the guest left it; cheaper than `sregs`.
+
+        It is the vCPU's own where no local APIC of the accelerator has it. When the guest lowers it, that is SetTpr.
+        """
+
+    @cr8.setter
+    @abstractmethod
+    def cr8(self, value: int) -> None: ...
+
+    @property
+    @abstractmethod
     def breakpoints(self) -> list[int]:
         """Linear addresses at which `run()` gives a Debug exit before the instruction; at most four."""
 

@@ -133,6 +133,11 @@ class IrqWindowOpen:
 
 
 @record
+class SetTpr:
+    """The guest has lowered its task priority, CR8, of which the accelerator's chips know nothing: see `Vcpu.cr8`."""
+
+
+@record
 class DirtyRingFull:
     """The ring of dirty pages must be harvested before the vCPU can go on."""
 
@@ -160,6 +165,7 @@ Exit = (
     | SystemEvent
     | Interrupted
     | IrqWindowOpen
+    | SetTpr
     | DirtyRingFull
     | UnknownExit
 )

@@ -109,5 +109,6 @@ MAKERS: dict[int, Callable[[VcpuFd, int], Typed]] = {
     packed.FAIL_ENTRY: lambda fd, _code: (exits.FailEntry(fd.run.fail_entry.hardware_entry_failure_reason), None),
     packed.INTERRUPTED: lambda _fd, _code: (exits.Interrupted(), None),
     packed.IRQ_WINDOW_OPEN: lambda _fd, _code: (exits.IrqWindowOpen(), None),
+    packed.SET_TPR: lambda _fd, _code: (exits.SetTpr(), None),
     packed.DIRTY_RING_FULL: lambda _fd, _code: (exits.DirtyRingFull(), None),
 }

@@ -177,7 +177,18 @@ class KvmVcpu(RunPath):
 
     def _store_sregs(self, sregs: SystemRegisters) -> None:
         store_sregs(self._page().sregs, sregs)
+        self.fd.run.cr8 = sregs.cr8  # without chips of its own KVM takes it from there at each entry
         self.fd.run.kvm_dirty_regs |= constant("KVM_SYNC_X86_SREGS")
+
+    @property
+    def cr8(self) -> int:
+        """The task priority class."""
+        value: int = self.fd.run.cr8
+        return value
+
+    @cr8.setter
+    def cr8(self, value: int) -> None:
+        self.fd.run.cr8 = value
 
     @property
     def state(self) -> CpuState:

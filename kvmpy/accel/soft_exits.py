@@ -91,4 +91,5 @@ MAKERS: dict[int, Callable[[CData, int], Typed]] = {
     packed.SHUTDOWN: lambda _soft, _code: (exits.Shutdown(), None),
     packed.INTERRUPTED: lambda _soft, _code: (exits.Interrupted(), None),
     packed.IRQ_WINDOW_OPEN: lambda _soft, _code: (exits.IrqWindowOpen(), None),
+    packed.SET_TPR: lambda _soft, _code: (exits.SetTpr(), None),
 }

@@ -177,6 +177,16 @@ class SoftVcpu(RunPath):
         lib.soft_state_set(soft)
 
     @property
+    def cr8(self) -> int:
+        """The task priority class."""
+        value: int = self._soft.cr8
+        return value
+
+    @cr8.setter
+    def cr8(self, value: int) -> None:
+        self._soft.cr8 = value
+
+    @property
     def state(self) -> CpuState:
         """The whole state."""
         from kvmpy.accel.soft_msrs import load_msrs, load_xsave

@@ -110,6 +110,15 @@ class LocalApic(Device):
         return bool(self.registers[SVR] & SVR_ENABLED)
 
     @property
+    def task_priority(self) -> int:
+        """TPR; bits 7 to 4 are CR8 (10.8.6.1)."""
+        return self.registers[TPR]
+
+    @task_priority.setter
+    def task_priority(self, value: int) -> None:
+        self.registers[TPR] = value & 0xFF
+
+    @property
     def processor_priority(self) -> int:
         """PPR: the higher class of TPR and of the highest interrupt in service (10.8.3.1)."""
         tpr, in_service = self.registers[TPR], max(0, self.isr.bit_length() - 1)

@@ -35,6 +35,7 @@ READS: dict[int, type[Exit]] = {
     packed.DEBUG: exits.Debug,
     packed.HLT: exits.Hlt,
     packed.IRQ_WINDOW_OPEN: exits.IrqWindowOpen,
+    packed.SET_TPR: exits.SetTpr,
     packed.SHUTDOWN: exits.Shutdown,
     packed.FAIL_ENTRY: exits.FailEntry,
     packed.INTERNAL_ERROR: exits.InternalError,
@@ -114,6 +115,7 @@ class OwnHandlers:
             exits.Wrmsr: partial(self._msr, "write"),
             exits.Hypercall: self._hypercall,
             exits.IrqWindowOpen: self._window,
+            exits.SetTpr: self._set_tpr,
             exits.SystemEvent: self._system_event,
             exits.Shutdown: partial(crash, StopKind.TRIPLE_FAULT, "a fault while delivering a double fault"),
             exits.FailEntry: partial(crash, StopKind.FAIL_ENTRY, "the processor refused the guest's state"),
@@ -151,6 +153,9 @@ class OwnHandlers:
     def _window(self, vcpu: Vcpu, _exit: exits.IrqWindowOpen) -> None:
         """The guest takes interrupts now; if nobody waits for that any longer, it does not exit for it again."""
         vcpu.interrupt_window = False
+        self._machine.chips.deliver(vcpu, self._machine)
+
+    def _set_tpr(self, vcpu: Vcpu, _exit: exits.SetTpr) -> None:
         self._machine.chips.deliver(vcpu, self._machine)
 
     def _system_event(self, vcpu: Vcpu, exit: exits.SystemEvent) -> Stop:

@@ -46,6 +46,15 @@ class Processor:
             end_of_interrupt=chips.end_of_interrupt,
         )
 
+    def take_priority(self) -> None:
+        """Tell the local APIC what the guest wrote to CR8, which is its TPR (Intel SDM vol. 3, 10.8.6.1)."""
+        if self.apic.task_priority >> 4 != self.vcpu.cr8:
+            self.apic.task_priority = self.vcpu.cr8 << 4
+
+    def give_priority(self) -> None:
+        """Tell the vCPU what the guest wrote to the local APIC."""
+        self.vcpu.cr8 = self.apic.task_priority >> 4
+
     def wake(self) -> None:
         """Make the vCPU look what there is: it may be in the guest, or asleep."""
         self.vcpu.kick()
@@ -57,16 +66,21 @@ class ApicWindow(Device):
 
     name = "local APICs"
 
-    def __init__(self, current: Callable[[], lapic.LocalApic]) -> None:
+    def __init__(self, current: Callable[[], Processor]) -> None:
         self._current = current
 
     def read(self, offset: int, size: int) -> int:
         """Read the APIC of the vCPU that is served."""
-        return self._current().read(offset, size)
+        processor = self._current()
+        processor.take_priority()
+        return processor.apic.read(offset, size)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Write to the APIC of the vCPU that is served."""
-        self._current().write(offset, size, value)
+        processor = self._current()
+        processor.take_priority()
+        processor.apic.write(offset, size, value)
+        processor.give_priority()
 
 
 class PythonChips(Chips):
@@ -94,7 +108,7 @@ class PythonChips(Chips):
         ports.add(self.pit, 0x40, 4)
         ports.add(SystemControl(self.pit, time.monotonic), 0x61, 1)
         mmio.add(self.ioapic, ioapic.BASE, ioapic.SIZE)
-        mmio.add(ApicWindow(lambda: self._processors[machine.served].apic), lapic.BASE, lapic.SIZE)
+        mmio.add(ApicWindow(lambda: self._processors[machine.served]), lapic.BASE, lapic.SIZE)
 
     # Lines and messages
 
@@ -121,6 +135,8 @@ class PythonChips(Chips):
     def send(self, message: Message) -> None:
         """Carry a message to every local APIC it is meant for; of lowest priority, to one of them."""
         meant = [p for p in self._processors if p.apic.is_meant(message)]
+        for processor in meant:
+            processor.take_priority()
         if message.mode == lapic.LOWEST_PRIORITY and meant:
             meant = [min(meant, key=lambda p: p.apic.processor_priority)]
         for processor in meant:
@@ -143,6 +159,7 @@ class PythonChips(Chips):
     def _requested(self, processor: Processor) -> int | None:
         """Return the vector of the local APIC that the processor would take, FROM_PICS, or None."""
         apic = processor.apic
+        processor.take_priority()
         vector = apic.pending()
         is_wired = apic.extint or (processor.vcpu.id == 0 and apic.takes_extint)
         return FROM_PICS if vector is None and self.pics.requests and is_wired else vector

@@ -252,13 +252,25 @@ uint64_t soft_helper_read_crN(struct cpu *c, int number)
     return s && number == 8 ? s->cr8 : theirs.helper_read_crN(c, number);
 }
 
+/* A task priority that is lowered may let an interrupt through: the run ends behind the instruction. */
+static void write_cr8(struct soft_cpu *s, uint64_t value, uintptr_t code)
+{
+    int is_lowered = value < s->cr8;
+    s->cr8 = value;
+    if (!is_lowered)
+        return;
+    soft_cpu_restore_state(s->vm->engine_cpu, code, true);
+    soft_retire(s, soft_decode(s).length + 1);
+    soft_leave_with(s, KVM_EXIT_SET_TPR);
+}
+
 void soft_helper_write_crN(struct cpu *c, int number, uint64_t value)
 {
     struct soft_cpu *s = soft_mine(c);
     if (s && is_refused(s, number, value))
         unicorn.raise_exception_err_ra(c, GP, 0, CALLED_FROM());
     if (s && number == 8)
-        s->cr8 = value;
+        write_cr8(s, value, CALLED_FROM());
     else
         theirs.helper_write_crN(c, number, value);
 }
